@@ -1,0 +1,87 @@
+// Package observed holds plain values: what the agents of a fleet reported, and when. It is the input of planning,
+// so nothing in it performs I/O.
+package observed
+
+import "time"
+
+// A Fleet is one observation of every configured node.
+type Fleet struct {
+	Nodes []Node // by name
+	// Verified tells which start of a container was last verified, by CTID: the key of [Verification].
+	Verified map[int32]string
+}
+
+// A Node is what one agent reported.
+type Node struct {
+	Name    string
+	Address string // host and port
+	// Err says why the node could not be asked; everything below is then zero.
+	Err error
+	At  time.Time
+
+	DriverVersion string      // of the loaded kernel module; empty if none is loaded
+	GPUs          []GPU       // by PCI address
+	Containers    []Container // by CTID
+	VMs           []int32     // CTIDs of virtual machines, ascending
+}
+
+// A GPU is one NVIDIA GPU of a node.
+type GPU struct {
+	Index      int // as nvidia-smi counts; -1 if not bound to the nvidia driver
+	UUID       string
+	PCIAddress string
+	Minor      int // N of /dev/nvidiaN; -1 if unknown
+	Model      string
+	Driver     string // "nvidia", "vfio-pci", "nouveau", "none", "other"
+}
+
+// A State is LXC's state of a container, in lower case.
+type State string
+
+// The states that planning tells apart.
+const (
+	StateStopped State = "stopped"
+	StateRunning State = "running"
+)
+
+// A Mode is the way devices are given: "raw", "native", "mixed", or "" if there are none.
+type Mode string
+
+// The modes.
+const (
+	ModeNone   Mode = ""
+	ModeRaw    Mode = "raw"
+	ModeNative Mode = "native"
+	ModeMixed  Mode = "mixed"
+)
+
+// A Container is one container as its agent sees it.
+type Container struct {
+	CTID           int32
+	Hostname       string
+	State          State
+	Lock           string // value of `lock:`; empty if not locked
+	Template       bool
+	Unprivileged   bool
+	Digest         string
+	Configured     Passthrough
+	Effective      *Passthrough // nil if it does not run
+	RestartPending bool
+	Problems       []Problem
+	Instance       string // identity of this start; empty if it does not run
+}
+
+// A Passthrough is what gives a container its GPUs.
+type Passthrough struct {
+	GPUs    []int // indexes, ascending; -1 for a device of a GPU that is gone
+	Mode    Mode
+	Devices []string // paths, sorted
+}
+
+// A Problem is something wrong that the agent found. Mended says that setting the passthrough anew mends it.
+type Problem struct {
+	Kind    string // name of the ProblemKind without prefix, lower case: "wrong_major"
+	Message string
+	Line    int
+	Advice  string
+}
