@@ -1,0 +1,178 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+)
+
+// domain is that of the ErrorInfo which Phoenix sends (error.proto).
+const domain = "phoenix.internal"
+
+// A Reason is why a call failed.
+type Reason = errorv1.Reason
+
+// The reasons that callers in the controller branch on.
+const (
+	ContainerNotFound   = errorv1.Reason_REASON_CONTAINER_NOT_FOUND
+	ContainerNotRunning = errorv1.Reason_REASON_CONTAINER_NOT_RUNNING
+	ContainerLocked     = errorv1.Reason_REASON_CONTAINER_LOCKED
+	InstanceChanged     = errorv1.Reason_REASON_INSTANCE_CHANGED
+	DigestMismatch      = errorv1.Reason_REASON_DIGEST_MISMATCH
+	ConfLockTimeout     = errorv1.Reason_REASON_CONF_LOCK_TIMEOUT
+	NoQuorum            = errorv1.Reason_REASON_NO_QUORUM
+	ConfFSUnavailable   = errorv1.Reason_REASON_CONF_FS_UNAVAILABLE
+	GPUNotFound         = errorv1.Reason_REASON_GPU_NOT_FOUND
+	GPUBoundElsewhere   = errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE
+	DriverNotLoaded     = errorv1.Reason_REASON_DRIVER_NOT_LOADED
+	DeviceNodeMissing   = errorv1.Reason_REASON_DEVICE_NODE_MISSING
+	StopTimeout         = errorv1.Reason_REASON_STOP_TIMEOUT
+	StartFailed         = errorv1.Reason_REASON_START_FAILED
+	StartRolledBack     = errorv1.Reason_REASON_START_ROLLED_BACK
+	PctFailed           = errorv1.Reason_REASON_PCT_FAILED
+	AttachFailed        = errorv1.Reason_REASON_ATTACH_FAILED
+	LimitExceeded       = errorv1.Reason_REASON_LIMIT_EXCEEDED
+	Unreachable         = errorv1.Reason_REASON_NODE_UNREACHABLE
+)
+
+// An Error is a call to an agent that failed. It is also a gRPC status, so that a server may pass it on as it is.
+type Error struct {
+	Node, Address string
+	Code          codes.Code
+	Reason        Reason // unspecified if neither the agent nor the connection told one
+	Message       string // the agent's, or what is wrong with the connection and what to do
+	Metadata      map[string]string
+	cause         error // context.Canceled or DeadlineExceeded, or nil
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }
+
+func (e *Error) Unwrap() error { return e.cause }
+
+// ReasonName returns the reason's name without prefix, as it travels: "DIGEST_MISMATCH"; empty if there is none.
+func (e *Error) ReasonName() string { return ReasonName(e.Reason) }
+
+// ReasonName returns the name of r without prefix; empty for the unspecified one.
+func ReasonName(r Reason) string {
+	if r == errorv1.Reason_REASON_UNSPECIFIED {
+		return ""
+	}
+	return strings.TrimPrefix(r.String(), "REASON_")
+}
+
+// GRPCStatus returns the status with its ErrorInfo.
+func (e *Error) GRPCStatus() *status.Status {
+	s := status.New(e.Code, e.Error())
+	if e.Reason == errorv1.Reason_REASON_UNSPECIFIED {
+		return s
+	}
+	with, err := s.WithDetails(&errdetails.ErrorInfo{Reason: e.ReasonName(), Domain: domain, Metadata: e.Metadata})
+	if err != nil {
+		return s
+	}
+	return with
+}
+
+// ReasonOf returns the reason of the first [*Error] in err's tree; unspecified if there is none.
+func ReasonOf(err error) Reason {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	return errorv1.Reason_REASON_UNSPECIFIED
+}
+
+// wrap makes an [*Error] of what a call returned. nil and io.EOF, the end of a stream, stay.
+func (n *Node) wrap(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	if _, ok := errors.AsType[*Error](err); ok {
+		return err
+	}
+	s := status.Convert(err)
+	e := &Error{Node: n.name, Address: n.address, Code: s.Code(), Message: s.Message()}
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == domain {
+			// A reason that this controller does not know yet stays unspecified; code and message still tell.
+			e.Reason = Reason(errorv1.Reason_value["REASON_"+info.GetReason()])
+			e.Metadata = maps.Clone(info.GetMetadata())
+			return e
+		}
+	}
+	switch e.Code {
+	case codes.Canceled:
+		e.cause = context.Canceled
+		e.Message = "the call was canceled"
+	case codes.DeadlineExceeded:
+		e.cause = context.DeadlineExceeded
+		e.unreachable(fmt.Sprintf("the agent at %s did not answer in time; look at its log: journalctl -u phoenix-agent", n.address))
+	case codes.Unavailable:
+		e.unreachable(advice(n, e.Message))
+	}
+	return e
+}
+
+func (e *Error) unreachable(message string) {
+	e.Reason = Unreachable
+	e.Message = message
+	e.Metadata = map[string]string{"node": e.Node, "address": e.Address}
+}
+
+// advice makes grpc's words about a connection readable. They are texts only, so what does not match is shown whole.
+func advice(n *Node, text string) string {
+	var hint string
+	switch {
+	case strings.Contains(text, "connection refused"):
+		hint = "nothing listens there; is phoenix-agent running? systemctl status phoenix-agent"
+	case strings.Contains(text, "no such host"), strings.Contains(text, "server misbehaving"):
+		hint = "the name is not known; check the node's address in the configuration"
+	case strings.Contains(text, "no route to host"), strings.Contains(text, "network is unreachable"),
+		strings.Contains(text, "i/o timeout"), strings.Contains(text, "context deadline exceeded"):
+		hint = "there is no answer from this address; check the network, and that the host is up"
+	case strings.Contains(text, "x509: certificate is valid for"), strings.Contains(text, "not valid for any names"),
+		strings.Contains(text, "doesn't contain any IP SANs"):
+		hint = fmt.Sprintf("another host answers, or the agent's certificate is not made for the name %q", n.name)
+	case strings.Contains(text, "unknown authority"):
+		hint = "the agent's certificate is from another authority; check tls.ca_file on both sides"
+	case strings.Contains(text, "expired"):
+		hint = "a certificate has expired, or a clock is wrong"
+	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "bad certificate"):
+		hint = "the agent refuses our certificate; check tls.cert_file here and tls.ca_file there"
+	default:
+		hint = "the connection was lost or refused"
+	}
+	return fmt.Sprintf("the agent at %s cannot be reached: %s (%s)", n.address, hint, text)
+}
+
+func (n *Node) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return n.wrap(invoke(ctx, method, req, reply, conn, opts...))
+}
+
+func (n *Node) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
+	open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := open(ctx, desc, conn, method, opts...)
+	if err != nil {
+		return nil, n.wrap(err)
+	}
+	return &stream{ClientStream: s, node: n}, nil
+}
+
+// A stream makes an [*Error] of what its methods return.
+type stream struct {
+	grpc.ClientStream
+	node *Node
+}
+
+func (s *stream) SendMsg(m any) error { return s.node.wrap(s.ClientStream.SendMsg(m)) }
+func (s *stream) RecvMsg(m any) error { return s.node.wrap(s.ClientStream.RecvMsg(m)) }
