@@ -1,0 +1,111 @@
+package pct
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"syscall"
+)
+
+// What pct's output told; an [*Error] wraps at most one of them, or a [*LockedError].
+var (
+	ErrStopTimeout = errors.New("container did not stop")
+	ErrRunning     = errors.New("container is already running")
+	ErrNotRunning  = errors.New("container is not running")
+	ErrNotFound    = errors.New("container does not exist on this node")
+	ErrTemplate    = errors.New("container is a template")
+	ErrLockTimeout = errors.New("another process holds Proxmox's lock on the conf")
+	ErrNoQuorum    = errors.New("node has no quorum")
+)
+
+// A LockedError says that the conf holds `lock: Lock`: an operation of Proxmox is under way, or crashed.
+type LockedError struct {
+	CTID int32
+	Lock string // "backup" for example
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("CTID %d is locked (%s)", e.CTID, e.Lock)
+}
+
+// An Error is a command of pct that could not be run or did not succeed. It wraps what its output told, or the
+// error of the context that ended it.
+type Error struct {
+	Command string // "start", "shutdown" or "stop"
+	CTID    int32
+	Code    int    // exit status; -1 if it did not run or was ended by a signal. Proxmox gives it no meaning
+	Output  string // stdout and stderr together, the last 1 MiB; not always UTF-8
+
+	signal syscall.Signal
+	cause  error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "pct %s %d: ", e.Command, e.CTID)
+	switch {
+	case e.signal != 0:
+		fmt.Fprintf(&b, "ended by signal %d (%s)", int(e.signal), e.signal)
+	case e.Code >= 0:
+		fmt.Fprintf(&b, "exit status %d", e.Code)
+	default:
+		b.WriteString("did not run")
+	}
+	if e.cause != nil {
+		fmt.Fprintf(&b, ": %v", e.cause)
+	}
+	if last := lastLine(e.Output); last != "" {
+		fmt.Fprintf(&b, ": %q", last)
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.cause }
+
+// lastLine returns the last line with something on it, where pct says why it gave up, at most 300 bytes of it.
+func lastLine(output string) string {
+	lines := strings.Split(strings.TrimSpace(output), "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	if len(last) > 300 {
+		last = last[:300] + "..."
+	}
+	return last
+}
+
+var lockedText = regexp.MustCompile(`(?m)^(?:TASK ERROR: )?CT is locked \(([^)\n]*)\)`)
+
+// causes are texts of Proxmox 8 and 9; testdata holds what they come from. %d is the CTID. A line that begins with
+// one of them decides, because text in the middle of a line may come from the container or a hookscript.
+var causes = []struct {
+	text  string
+	cause error
+}{
+	{"container did not stop", ErrStopTimeout},
+	{"CT %d already running", ErrRunning},
+	{"CT %d not running", ErrNotRunning},
+	{"Configuration file 'nodes/", ErrNotFound}, // ...<node>/lxc/<CTID>.conf' does not exist
+	{"you can't start a CT if it's a template", ErrTemplate},
+	{"can't lock file '", ErrLockTimeout},
+	{"cluster not ready - no quorum?", ErrNoQuorum},
+}
+
+// causeOf finds what the output of a failed command tells, nil if nothing known. The last line that tells something
+// counts: what came before may be a warning.
+func causeOf(ctid int32, output string) error {
+	lines := strings.Split(output, "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		line := strings.TrimPrefix(strings.TrimSpace(lines[i]), "TASK ERROR: ")
+		if m := lockedText.FindStringSubmatch(line); m != nil {
+			return &LockedError{CTID: ctid, Lock: m[1]}
+		}
+		for _, c := range causes {
+			text := strings.ReplaceAll(c.text, "%d", fmt.Sprint(ctid))
+			if strings.HasPrefix(line, text) {
+				return c.cause
+			}
+		}
+	}
+	return nil
+}
