@@ -1,0 +1,246 @@
+package pveconf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// runtimeKey is the raw key whose lines Proxmox keeps joined with NUL in the property env.
+const runtimeKey = "lxc.environment.runtime"
+
+// Canonical returns what Proxmox's writer makes of the conf (write_pct_config), as it does at every stop
+// of the container and at every pct set. It returns an error where Proxmox's parser or writer dies.
+func (f *File) Canonical() ([]byte, error) {
+	m, err := f.meaning()
+	if err != nil {
+		return nil, err
+	}
+	return m.write()
+}
+
+// ApplyPending does what Proxmox does to the conf when the container stops: the changes in [pve:pending]
+// are moved to the main section, and the file is written canonically. Raw lines in [pve:pending] replace
+// all raw lines of the main section, as they do in Proxmox. Volumes of removed mount points do not become
+// unusedN: that needs the storage.
+func (f *File) ApplyPending() error {
+	m, err := f.meaning()
+	if err != nil {
+		return err
+	}
+	if m.pending != nil {
+		m.main.apply(m.pending)
+		m.pending = nil
+	}
+	b, err := m.write()
+	if err != nil {
+		return err
+	}
+	*f = *Parse(b)
+	return nil
+}
+
+// A meaning is a conf as Proxmox's parser holds it in memory.
+type meaning struct {
+	main      *body
+	pending   *body // nil if there is none
+	snapshots map[string]*body
+}
+
+// A body is the content of one section.
+type body struct {
+	description string
+	properties  map[string]string // without description; with env
+	raw         []Entry           // without lxc.environment.runtime
+}
+
+func (f *File) meaning() (*meaning, error) {
+	main, err := f.body(0, f.mainEnd())
+	if err != nil {
+		return nil, err
+	}
+	m := &meaning{main: main, snapshots: map[string]*body{}}
+	for _, r := range f.sectionRanges() {
+		b, err := f.body(r.from, r.to)
+		if err != nil {
+			return nil, err
+		}
+		if r.header.section == sectionPending {
+			m.pending = b
+		} else {
+			m.snapshots[r.header.value] = b
+			if _, ok := main.properties["snapshots"]; ok {
+				return nil, errors.New(`Proxmox cannot read a conf with a property "snapshots" and a snapshot`)
+			}
+		}
+	}
+	if _, ok := main.properties["snapshots"]; ok {
+		return nil, errors.New(`Proxmox cannot write a conf with a property "snapshots"`)
+	}
+	if _, ok := main.properties["pending"]; ok && m.pending == nil {
+		return nil, errors.New(`Proxmox cannot write a conf with a property "pending"`)
+	}
+	return m, nil
+}
+
+func (f *File) body(from, to int) (*body, error) {
+	b := &body{description: f.description(from, to), properties: map[string]string{}}
+	for _, l := range f.lines[from:to] {
+		switch {
+		case l.kind == kindRaw && l.key == runtimeKey:
+			if env, ok := b.properties["env"]; ok {
+				b.properties["env"] = env + "\x00" + l.value
+			} else {
+				b.properties["env"] = l.value
+			}
+		case l.kind == kindRaw:
+			if _, ok := b.properties["lxc"]; ok {
+				return nil, errors.New(`Proxmox cannot read a raw line after a property "lxc"`)
+			}
+			b.raw = append(b.raw, Entry{Key: l.key, Value: l.value})
+		case l.kind == kindProperty:
+			b.properties[l.key] = l.value
+			if l.key == "lxc" {
+				b.raw = nil
+			}
+		}
+	}
+	return b, nil
+}
+
+var deleteSeparators = regexp.MustCompile(`[,;\t-\r ]+`)
+
+// apply moves the changes of pending to b.
+func (b *body) apply(pending *body) {
+	for _, key := range deleteSeparators.Split(pending.properties["delete"], -1) {
+		key = strings.TrimPrefix(key, "!")
+		delete(b.properties, key)
+		switch key {
+		case "description":
+			b.description = ""
+		case "lxc":
+			b.raw = nil
+		}
+	}
+	for key, value := range pending.properties {
+		if key != "delete" {
+			b.properties[key] = value
+		}
+	}
+	if pending.description != "" {
+		b.description = pending.description
+	}
+	if pending.raw != nil {
+		b.raw = pending.raw
+	}
+}
+
+func (b *body) empty() bool {
+	return b == nil || b.description == "" && len(b.properties) == 0 && len(b.raw) == 0
+}
+
+func (m *meaning) write() ([]byte, error) {
+	m.main.dropUsed()
+	var out bytes.Buffer
+	if err := m.main.write(&out); err != nil {
+		return nil, err
+	}
+	if !m.pending.empty() {
+		out.WriteString("\n[" + pendingName + "]\n")
+		if err := m.pending.write(&out); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.snapshots)) {
+		out.WriteString("\n[" + name + "]\n")
+		if err := m.snapshots[name].write(&out); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), nil
+}
+
+// dropUsed removes each unusedN whose volume is in use.
+func (b *body) dropUsed() {
+	used := map[string]bool{}
+	for key, value := range b.properties {
+		base := strings.TrimRight(key, "0123456789")
+		if !knownProperty(key) || base != "mp" && base != "rootfs" {
+			continue
+		}
+		if items, err := propertyString(value, "volume"); err == nil && !strings.HasPrefix(items["volume"], "/") {
+			used[items["volume"]] = true
+		}
+	}
+	maps.DeleteFunc(b.properties, func(key, value string) bool {
+		return strings.HasPrefix(key, "unused") && used[value]
+	})
+}
+
+func (b *body) write(out *bytes.Buffer) error {
+	if b.description != "0" {
+		for _, text := range strings.Split(strings.TrimRight(b.description, "\n"), "\n") {
+			if b.description != "" && strings.Trim(b.description, "\n") != "" {
+				out.WriteString("#" + encodeText(text) + "\n")
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(b.properties)) {
+		switch key {
+		case "digest", "pending", "snapshots", "snapname", "env":
+			continue
+		case "lxc":
+			if b.properties[key] != "0" {
+				return fmt.Errorf("Proxmox cannot write a conf with a property %q", key)
+			}
+			continue
+		}
+		out.WriteString(key + ": " + b.properties[key] + "\n")
+	}
+	if env := strings.TrimRight(b.properties["env"], "\x00"); env != "" {
+		for _, v := range strings.Split(env, "\x00") {
+			out.WriteString(runtimeKey + ": " + v + "\n")
+		}
+	}
+	for _, e := range b.raw {
+		out.WriteString(e.Key + ": " + e.Value + "\n")
+	}
+	return nil
+}
+
+// decodeText is Proxmox's decode_text: percent-decoding, then UTF-8, where each bad sequence becomes
+// U+FFFD.
+func decodeText(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) && unhex(s[i+1]) >= 0 && unhex(s[i+2]) >= 0 {
+			b.WriteByte(byte(unhex(s[i+1])<<4 | unhex(s[i+2])))
+			i += 2
+			continue
+		}
+		b.WriteByte(s[i])
+	}
+	return strings.ToValidUTF8(b.String(), string(utf8.RuneError))
+}
+
+func unhex(c byte) int {
+	return strings.IndexByte("0123456789abcdef", c|0x20*(c>>6&1))
+}
+
+// encodeText is Proxmox's encode_text: "%", ":", control characters and all that is not ASCII become %XX.
+func encodeText(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '%' || c == ':' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}

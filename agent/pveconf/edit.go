@@ -1,0 +1,197 @@
+package pveconf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxValue is the greatest length of a value that an edit writes, in bytes.
+const MaxValue = 4096
+
+// reserved are keys that Proxmox's parser and writer use in memory for something else: written as plain
+// properties they are lost, reinterpreted, or kill the parser.
+var reserved = set(`delete description digest env lxc pending snapname snapshots snapstate`)
+
+// CheckValue says whether s may be the value of a line that we write: valid UTF-8 of at most [MaxValue]
+// bytes without control characters and without surrounding blanks. LXC ends a line at CR as well as at
+// LF and stops at NUL, so each of these could smuggle in a line that runs as root.
+func CheckValue(s string) error {
+	switch {
+	case len(s) > MaxValue:
+		return fmt.Errorf("value of %d bytes is longer than %d", len(s), MaxValue)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("value %q is not UTF-8", s)
+	case strings.Trim(s, " ") != s:
+		return fmt.Errorf("value %q begins or ends with a blank", s)
+	}
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] == 0x7f {
+			return fmt.Errorf("value %q has the control character %#x at byte %d", s, s[i], i)
+		}
+	}
+	return nil
+}
+
+// Set gives a property of the main section a value. If the property has this value already, nothing
+// changes. Otherwise the line in force is replaced where it stands and other lines of the key are
+// removed; a new property goes to its place in Proxmox's order. It refuses keys that Proxmox does not
+// know or uses itself, and values that Proxmox or [CheckValue] objects to.
+func (f *File) Set(key, value string) error {
+	if reserved[key] || !knownProperty(key) {
+		return fmt.Errorf("set %s: no property that can be set", key)
+	}
+	normal, err := checkType(key, value)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", key, err)
+	}
+	l, err := newLine(kindProperty, key, normal)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", key, err)
+	}
+	if old, ok := f.Property(key); ok {
+		if old == normal {
+			return nil
+		}
+		return f.replace(key, l)
+	}
+	f.insert(f.propertyPlace(key), l)
+	return nil
+}
+
+// Unset removes a property from the main section and says whether it was there.
+func (f *File) Unset(key string) bool {
+	return f.remove(kindProperty, func(e Entry) bool { return e.Key == key }) > 0
+}
+
+// AppendRaw adds an lxc.* line after the last property or raw line of the main section, which is before
+// every section header. It refuses keys that Proxmox ignores and values that [CheckValue] objects to.
+func (f *File) AppendRaw(key, value string) error {
+	l, err := newLine(kindRaw, key, value)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", key, err)
+	}
+	f.insert(f.rawPlace(), l)
+	return nil
+}
+
+// RemoveRaw removes the lxc.* lines of the main section for which match is true and returns how many.
+func (f *File) RemoveRaw(match func(Entry) bool) int {
+	return f.remove(kindRaw, match)
+}
+
+// RemoveProperties removes the property lines of the main section for which match is true, also those
+// that a later line of the same key overrides, and returns how many.
+func (f *File) RemoveProperties(match func(Entry) bool) int {
+	return f.remove(kindProperty, match)
+}
+
+// newLine makes a line and reads it back: whatever key and value are, the line says what was meant or is
+// not made.
+func newLine(want kind, key, value string) (line, error) {
+	if err := CheckValue(value); err != nil {
+		return line{}, err
+	}
+	l := classify(key+": "+value, sectionMain)
+	switch {
+	case l.kind == kindRawRefused:
+		return line{}, errors.New(l.warning)
+	case l.kind != want || l.key != key || l.value != value:
+		return line{}, fmt.Errorf("Proxmox would not read %q as a line of this key and value", l.text)
+	}
+	l.lf = true
+	return l, nil
+}
+
+func (f *File) replace(key string, l line) error {
+	at := -1
+	for i, old := range f.lines[:f.mainEnd()] {
+		if old.kind == kindProperty && old.key == key {
+			at = i
+		}
+	}
+	f.lines[at] = l
+	seen := 0
+	f.lines = slices.DeleteFunc(f.lines, func(l line) bool {
+		seen++
+		return seen <= at && l.kind == kindProperty && l.key == key
+	})
+	return nil
+}
+
+// propertyPlace returns the index for a new property: after the property that precedes the first one
+// with a greater key, so that a comment above that one stays with it, and never after a raw line.
+func (f *File) propertyPlace(key string) int {
+	before, raw := -1, -1 // the last property that comes before key; the first raw line
+	end := f.mainEnd()
+	for i, l := range f.lines[:end] {
+		if raw < 0 && (l.kind == kindRaw || l.kind == kindRawRefused) {
+			raw = i
+		}
+		if l.kind != kindProperty {
+			continue
+		}
+		if l.key > key {
+			if before < 0 {
+				return cap1(i, raw)
+			}
+			break
+		}
+		before = i
+	}
+	switch {
+	case before >= 0:
+		return cap1(before+1, raw)
+	case raw >= 0:
+		return raw
+	}
+	return f.contentEnd(end)
+}
+
+// cap1 returns i, but not more than limit if there is one.
+func cap1(i, limit int) int {
+	if limit >= 0 {
+		return min(i, limit)
+	}
+	return i
+}
+
+// rawPlace returns the index for a new raw line.
+func (f *File) rawPlace() int {
+	end := f.mainEnd()
+	for i := end - 1; i >= 0; i-- {
+		switch f.lines[i].kind {
+		case kindBlank, kindComment, kindInvalid:
+		default:
+			return i + 1
+		}
+	}
+	return f.contentEnd(end)
+}
+
+// contentEnd returns the index after the last line before end that is not blank.
+func (f *File) contentEnd(end int) int {
+	for end > 0 && f.lines[end-1].kind == kindBlank {
+		end--
+	}
+	return end
+}
+
+func (f *File) insert(at int, l line) {
+	if at > 0 {
+		f.lines[at-1].lf = true
+	}
+	f.lines = slices.Insert(f.lines, at, l)
+}
+
+func (f *File) remove(k kind, match func(Entry) bool) int {
+	end, i := f.mainEnd(), 0
+	before := len(f.lines)
+	f.lines = slices.DeleteFunc(f.lines, func(l line) bool {
+		i++
+		return i <= end && l.kind == k && match(Entry{l.key, l.value, i})
+	})
+	return before - len(f.lines)
+}
