@@ -1,0 +1,259 @@
+// Package attach runs processes inside LXC containers by way of lxc-attach, without leaking anything
+// of this process into them: no descriptor, no environment, no terminal.
+//
+// The container is taken to be hostile: it chooses the bytes of the output, their amount and their
+// end, and whether the command ever ends.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+)
+
+// ErrAttach is wrapped by errors that say that the command was not run because the container could
+// not be entered. A command that could not be executed there is an answer instead: exit status 126
+// or 127.
+var ErrAttach = errors.New("cannot enter the container")
+
+// ErrTimeout is the cause with which a command's own timeout ends it.
+var errTimeout = errors.New("the command's timeout is over")
+
+// Times that a command has that is to end, and that a child it left behind has to close the output.
+const (
+	grace = 5 * time.Second
+	drain = 5 * time.Second
+)
+
+// An Attacher starts processes in containers. The zero value uses the node's own LXC.
+type Attacher struct {
+	Path    string // lxc-attach; empty: /usr/bin/lxc-attach
+	LXCPath string // directory of the containers; empty: /var/lib/lxc
+}
+
+// A Command is a command to run as root of a container, in its / and with lxc-attach's default
+// environment, which is PATH, "container=lxc" and what the container's conf sets.
+type Command struct {
+	CTID int32
+	Argv []string // at least the program; without a slash it is looked up in the container's PATH
+	Env  []string // further variables, NAME=VALUE; see [CheckEnv]
+
+	// With TTY the command has a terminal of Columns by Rows (0: 80 by 24), which takes Stdin and
+	// gives Stdout; Stderr is not used.
+	TTY           bool
+	Columns, Rows int
+
+	// Stdin is copied to the command through a pipe; nil is an empty stdin. A Read that is under way
+	// when the command ends is not waited for: the caller ends it.
+	Stdin io.Reader
+
+	// Output is written as it comes, in pieces of at most 32 KiB; nil discards it. A Write that
+	// blocks makes the command wait. It must return when the context of Start is done. If it fails,
+	// the command is ended.
+	Stdout, Stderr io.Writer
+
+	Timeout time.Duration // after which the command is ended; 0: none
+	Files   []*os.File    // descriptors 3 and up of the command
+}
+
+// Exit is how a command ended.
+type Exit struct {
+	Code           int  // 0 to 255; 128 plus the signal's number, 126 not executable, 127 not found
+	OutputComplete bool // false: something the command left behind still held its output
+	TimedOut       bool // ended because of Command.Timeout
+}
+
+// A Process is a started command. Its methods may be called at the same time.
+type Process struct {
+	ctid   int32
+	cmd    *exec.Cmd
+	log    *os.File // what lxc-attach logged
+	tty    *os.File // our side of the terminal; nil without
+	cancel context.CancelCauseFunc
+
+	waitOnce sync.Once
+	waited   chan struct{} // closed when exit and err are set
+	exit     Exit
+	err      error
+}
+
+// Start starts a command. The container should be known to run: what lxc-attach says otherwise is
+// an [ErrAttach] from [Process.Wait]. When ctx is done or the timeout is over, the command's
+// processes get SIGTERM (SIGHUP before that with a terminal), and SIGKILL when the command has
+// ended or five seconds later. One that has made a session of its own survives that.
+func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
+	}
+	log, err := newLog()
+	if err != nil {
+		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
+	}
+	p := &Process{ctid: c.CTID, log: log, waited: make(chan struct{})}
+	p.cmd = exec.Command(cmpOr(a.Path, "/usr/bin/lxc-attach"), a.args(c, log)...)
+	p.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
+	p.cmd.Dir = "/"
+	p.cmd.ExtraFiles = c.Files
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+
+	streams, err := p.open(c)
+	if err != nil {
+		log.Close()
+		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
+	}
+	// A library may have opened a descriptor without close-on-exec.
+	err = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	streams.closeTheirs()
+	if err != nil {
+		streams.closeOurs()
+		log.Close()
+		return nil, fmt.Errorf("run a command in CTID %d: %w: %w", c.CTID, ErrAttach, err)
+	}
+
+	ctx, p.cancel = context.WithCancelCause(ctx)
+	if c.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, c.Timeout, errTimeout)
+		context.AfterFunc(ctx, stop)
+	}
+	go p.run(ctx, streams)
+	return p, nil
+}
+
+func (c Command) check() error {
+	if c.CTID < 100 || c.CTID > 999_999_999 {
+		return errors.New("no such CTID")
+	}
+	if len(c.Argv) == 0 || c.Argv[0] == "" {
+		return errors.New("no program")
+	}
+	for _, v := range c.Env {
+		if err := CheckEnv(v); err != nil {
+			return err
+		}
+	}
+	if c.TTY && (c.Columns < 0 || c.Columns > 4096 || c.Rows < 0 || c.Rows > 4096) {
+		return fmt.Errorf("terminal of %d by %d: not 1 to 4096", c.Columns, c.Rows)
+	}
+	return nil
+}
+
+func (a Attacher) args(c Command, log *os.File) []string {
+	args := []string{"-P", cmpOr(a.LXCPath, "/var/lib/lxc"), "-n", strconv.Itoa(int(c.CTID)),
+		// By its name in our /proc, so that lxc-attach inherits no descriptor for it.
+		"-o", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), log.Fd()), "-l", "NOTICE", "--clear-env"}
+	for _, v := range c.Env {
+		args = append(args, "--set-var", v)
+	}
+	return append(append(args, "--"), c.Argv...)
+}
+
+// Wait waits until the command has ended and its output is written. The error is an [ErrAttach], the
+// failure of a Write, or the cause why the context of Start is done; Exit is valid with the latter
+// two. Wait may be called again.
+func (p *Process) Wait() (Exit, error) {
+	<-p.waited
+	return p.exit, p.err
+}
+
+// Resize changes the size of the command's terminal.
+func (p *Process) Resize(columns, rows int) error {
+	if p.tty == nil {
+		return errors.New("the command has no terminal")
+	}
+	if columns < 1 || columns > 4096 || rows < 1 || rows > 4096 {
+		return fmt.Errorf("terminal of %d by %d: not 1 to 4096", columns, rows)
+	}
+	err := pty.Setsize(p.tty, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
+	if errors.Is(err, os.ErrClosed) {
+		return nil // it has ended
+	}
+	return err
+}
+
+// run copies the streams, waits for the end and sets the result.
+func (p *Process) run(ctx context.Context, s *streams) {
+	defer close(p.waited)
+	defer p.cancel(nil)
+	defer p.log.Close()
+
+	copied := s.start(p.cancel)
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		waitExit(p.cmd.Process.Pid)
+	}()
+	select {
+	case <-exited:
+	case <-ctx.Done():
+		p.end(exited)
+	}
+	err := p.cmd.Wait()
+	p.exit.Code = code(p.cmd.ProcessState)
+	if _, ok := errors.AsType[*exec.ExitError](err); !ok && err != nil {
+		p.err = fmt.Errorf("wait for lxc-attach of CTID %d: %w", p.ctid, err)
+	}
+
+	s.expire(time.Now().Add(drain))
+	p.exit.OutputComplete = <-copied
+	s.closeOurs()
+
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errTimeout):
+		p.exit.TimedOut = true
+	case cause != nil:
+		p.err = fmt.Errorf("command in CTID %d: %w", p.ctid, cause)
+	case p.exit.Code == 1:
+		// lxc-attach's own failure has this status too.
+		if text := failure(p.log); text != "" {
+			p.err = fmt.Errorf("attach to CTID %d: %w: %s", p.ctid, ErrAttach, text)
+		}
+	}
+}
+
+func code(s *os.ProcessState) int {
+	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return 128 + int(w.Signal())
+	}
+	return s.ExitCode()
+}
+
+// CheckEnv says what is wrong with a variable given as NAME=VALUE.
+func CheckEnv(v string) error {
+	name, value, found := strings.Cut(v, "=")
+	if !found {
+		return fmt.Errorf("variable %.40q: not NAME=VALUE", v)
+	}
+	if name == "" || len(name) > 128 {
+		return fmt.Errorf("variable %.40q: the name is empty or too long", v)
+	}
+	for i, r := range name {
+		letter := r == '_' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'
+		if !letter && (i == 0 || r < '0' || r > '9') {
+			return fmt.Errorf("variable %.40q: the name has a character other than letters, digits and _, or begins with a digit", v)
+		}
+	}
+	return checkText(name, value)
+}
+
+func cmpOr(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
