@@ -1,0 +1,157 @@
+package confstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// swap replaces a conf that still holds before, and reads it back. It reports whether it was replaced.
+//
+// As Proxmox does it (PVE::File, file_set_contents): a temporary file beside it, whose name cannot be taken for a
+// conf, renamed over it. Never in place, because each write is a message of its own to the cluster; never with
+// chmod, which pmxcfs refuses.
+func (s *Store) swap(j *job, ctid int32, before, after []byte) (replaced bool, err error) {
+	path := s.path(ctid)
+	temp := fmt.Sprintf("%s.tmp.%d", path, os.Getpid())
+	// The mode that pmxcfs gives every conf, whatever is asked for.
+	if err := writeTemp(temp, after, 0o640); err != nil {
+		return false, writeError(err)
+	}
+	// Proxmox's post-stop hook writes without the lock. Looking again right before the rename makes the time in
+	// which its write can get lost as short as it can be.
+	err = s.holds(ctid, before)
+	if err == nil && !j.commit() {
+		err = ErrNoAnswer // nobody hears it
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+		if errors.Is(err, fs.ErrExist) {
+			// The number now belongs to a guest on another node (memdb.c, memdb_rename).
+			err = fmt.Errorf("%w: %w", ErrNotFound, err)
+		} else if err != nil {
+			err = writeError(err)
+		}
+	}
+	if err != nil {
+		return false, errors.Join(err, os.Remove(temp))
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return true, writeError(err)
+	}
+	return true, s.holds(ctid, after)
+}
+
+// holds returns an error, a [*DigestError] if there is a conf at all, unless the conf is want.
+func (s *Store) holds(ctid int32, want []byte) error {
+	got, err := s.read(ctid)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return &DigestError{CTID: ctid, Want: digest(want), Got: digest(got)}
+	}
+	return nil
+}
+
+// writeTemp makes a file that did not exist. A left-over of that name is removed, but not for ever.
+func writeTemp(path string, b []byte, mode fs.FileMode) error {
+	f, err := create(path, mode)
+	for try := 0; errors.Is(err, fs.ErrExist) && try < 3; try++ {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		f, err = create(path, mode)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = ignoreUnsupported(f.Sync())
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+func create(path string, mode fs.FileMode) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(ignoreUnsupported(d.Sync()), d.Close())
+}
+
+// ignoreUnsupported drops what fsync answers on pmxcfs, which does not have it.
+func ignoreUnsupported(err error) error {
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+var tempName = regexp.MustCompile(`^[1-9][0-9]{2,8}\.conf\.tmp\.([0-9]{1,10})$`)
+
+// abandonedAfter is the age at which a temporary file is a left-over, even if its process seems to be alive.
+const abandonedAfter = time.Hour
+
+// Sweep removes what edits that were killed have left behind: temporary files of processes that are gone, or of this
+// PID, and unfinished revisions. It returns their paths. Call it before the first edit.
+func (s *Store) Sweep() (removed []string, err error) {
+	confs, err := answer(s, nil, func(*job) ([]string, error) {
+		if err := s.check(false); err != nil {
+			return nil, err
+		}
+		return removeFiles(s.confDir(), func(e fs.DirEntry) bool {
+			m := tempName.FindStringSubmatch(e.Name())
+			return m != nil && !alive(m[1], e)
+		})
+	})
+	revisions, err2 := s.sweepRevisions()
+	return append(confs, revisions...), errors.Join(err, err2)
+}
+
+// alive reports whether the process of a temporary file may still be at work on it.
+func alive(pid string, e fs.DirEntry) bool {
+	n, err := strconv.Atoi(pid)
+	if err != nil || n == os.Getpid() || errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
+		return false
+	}
+	info, err := e.Info()
+	return err != nil || time.Since(info.ModTime()) < abandonedAfter
+}
+
+// removeFiles removes the files of a directory that match and returns their paths.
+func removeFiles(dir string, match func(fs.DirEntry) bool) (removed []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, readError(err)
+	}
+	for _, e := range entries {
+		if !match(e) {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		if rerr := os.Remove(path); rerr == nil {
+			removed = append(removed, path)
+		} else if !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, writeError(rerr))
+		}
+	}
+	return removed, err
+}
