@@ -76,8 +76,8 @@ func ReadMarker(feature string) Command {
 // WriteMarker returns the command that records that the script with this SHA-256 has succeeded.
 func WriteMarker(feature, sha256 string) Command {
 	const script = `umask 022
-mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$1.new" && mv -f "$1.new" "$1"`
-	return Command{Argv: []string{"sh", "-c", script, "sh", markers + feature, sha256}}
+mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$3" && mv -f "$3" "$1"`
+	return Command{Argv: []string{"sh", "-c", script, "sh", markers + feature, sha256, markers + "." + feature}}
 }
 
 // Holds tells whether what [ReadMarker] printed says that the script with this SHA-256 has succeeded.
