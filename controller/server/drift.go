@@ -1,0 +1,158 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+
+	"phoenix.internal/controller/fleet"
+)
+
+// judge compares the desired state of a container with what the nodes report about it.
+func judge(want fleet.Container, found []*typev1.Container, unreachable []*typev1.NodeError, run string) *controllerv1.ContainerStatus {
+	st := &controllerv1.ContainerStatus{Desired: fleetContainerProto(want), Run: run}
+	switch {
+	case len(found) == 0 && len(unreachable) > 0:
+		st.State = controllerv1.SyncState_SYNC_STATE_UNKNOWN
+		st.Drift = []string{fmt.Sprintf("no node that answers has it; %s did not answer", nodeNames(unreachable))}
+		return st
+	case len(found) == 0:
+		st.State = controllerv1.SyncState_SYNC_STATE_MISSING
+		st.Drift = []string{"no node has it; create it, or take it out of the fleet file"}
+		return st
+	}
+	st.State = controllerv1.SyncState_SYNC_STATE_IN_SYNC
+	if run != "" {
+		st.State = controllerv1.SyncState_SYNC_STATE_IN_PROGRESS
+	}
+	st.Observed = found[0]
+	for _, c := range found {
+		if c.GetNode() == want.Node {
+			st.Observed = c
+		}
+	}
+	if len(found) > 1 {
+		var names []string
+		for _, c := range found {
+			names = append(names, c.GetNode())
+		}
+		addDrift(st, fmt.Sprintf("nodes %s all have a container with this CTID; shown is that of %s",
+			strings.Join(names, ", "), st.Observed.GetNode()))
+	}
+	addDrift(st, confDrift(want, st.Observed)...)
+	addDrift(st, effectiveDrift(st.Observed)...)
+	return st
+}
+
+// addDrift adds differences to a status. While a run works on the container they are no drift.
+func addDrift(st *controllerv1.ContainerStatus, sentences ...string) {
+	if len(sentences) == 0 {
+		return
+	}
+	st.Drift = append(st.Drift, sentences...)
+	if st.GetState() == controllerv1.SyncState_SYNC_STATE_IN_SYNC {
+		st.State = controllerv1.SyncState_SYNC_STATE_DRIFT
+	}
+}
+
+// confDrift compares the conf with the fleet file.
+func confDrift(want fleet.Container, c *typev1.Container) (drift []string) {
+	if want.Node != "" && want.Node != c.GetNode() {
+		drift = append(drift, fmt.Sprintf("it is on node %s; the fleet file wants it on %s", c.GetNode(), want.Node))
+	}
+	configured := gpuIndexes(c.GetConfigured())
+	if !slices.Equal(configured, want.GPUs) {
+		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns %s", gpuText(configured), gpuText(want.GPUs)))
+	}
+	mode := c.GetConfigured().GetMode()
+	if mode != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED && mode != modeProto(want.Mode) {
+		drift = append(drift, fmt.Sprintf("its conf gives the devices in %s mode; the fleet file says %s", modeText(mode), want.Mode))
+	}
+	for _, p := range c.GetProblems() {
+		if p.GetAdvice() == "" { // an apply mends it, so it is a difference; what a person must mend is none
+			drift = append(drift, "its conf: "+p.GetMessage())
+		}
+	}
+	return drift
+}
+
+// effectiveDrift compares what the running container has with its conf.
+func effectiveDrift(c *typev1.Container) []string {
+	if !c.GetRestartPending() {
+		return nil
+	}
+	configured, effective := gpuIndexes(c.GetConfigured()), gpuIndexes(c.GetEffective())
+	if slices.Equal(configured, effective) {
+		return []string{"a restart is pending: what it has differs from its conf in devices that GPUs share, or in their numbers"}
+	}
+	return []string{fmt.Sprintf("a restart is pending: it has %s; its conf gives %s", gpuText(effective), gpuText(configured))}
+}
+
+// probeDrift compares what could be opened with the assignment.
+func probeDrift(want fleet.Container, results []*typev1.ProbeResult) (drift []string) {
+	seen := map[int]bool{}
+	for _, r := range results {
+		gpu := int(r.GetGpuIndex())
+		seen[gpu] = true
+		assigned := slices.Contains(want.GPUs, gpu)
+		shared := gpu < 0
+		switch {
+		case assigned && !opens(r):
+			drift = append(drift, fmt.Sprintf("GPU %d is assigned, but %s cannot be opened inside: %s", gpu, r.GetPath(), r.GetMessage()))
+		case shared && r.GetExpected() && !opens(r):
+			drift = append(drift, fmt.Sprintf("%s cannot be opened inside: %s", r.GetPath(), r.GetMessage()))
+		case !assigned && !shared && opens(r):
+			drift = append(drift, fmt.Sprintf("GPU %d is not assigned, but %s can be opened inside", gpu, r.GetPath()))
+		}
+	}
+	for _, gpu := range want.GPUs {
+		if !seen[gpu] {
+			drift = append(drift, fmt.Sprintf("GPU %d is assigned, but its node has no device for it", gpu))
+		}
+	}
+	return drift
+}
+
+// opens reports whether the way to the device is open. Where no driver answers it is open all the same: that the
+// driver is there is the node's affair, and PrepareDevices has checked it.
+func opens(r *typev1.ProbeResult) bool {
+	o := r.GetOutcome()
+	return o == typev1.ProbeOutcome_PROBE_OUTCOME_OPENED || o == typev1.ProbeOutcome_PROBE_OUTCOME_NO_DRIVER
+}
+
+func gpuIndexes(p *typev1.Passthrough) []int {
+	return convert(p.GetGpus(), func(g *typev1.GpuRef) int { return int(g.GetIndex()) })
+}
+
+func gpuText(indexes []int) string {
+	if len(indexes) == 0 {
+		return "no GPU"
+	}
+	var texts []string
+	for _, i := range indexes {
+		if i < 0 {
+			texts = append(texts, "one that is gone")
+		} else {
+			texts = append(texts, fmt.Sprint(i))
+		}
+	}
+	if len(texts) == 1 {
+		return "GPU " + texts[0]
+	}
+	return "GPUs " + strings.Join(texts, ", ")
+}
+
+func modeText(m typev1.PassthroughMode) string {
+	return strings.ToLower(strings.TrimPrefix(m.String(), "PASSTHROUGH_MODE_"))
+}
+
+func stateText(s typev1.ContainerState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "CONTAINER_STATE_"))
+}
+
+func nodeNames(errs []*typev1.NodeError) string {
+	return strings.Join(convert(errs, (*typev1.NodeError).GetNode), ", ")
+}

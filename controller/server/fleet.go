@@ -1,0 +1,154 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+
+	"phoenix.internal/controller/engine"
+	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/node"
+)
+
+type fleetService struct {
+	API
+	controllerv1.UnimplementedFleetServiceServer
+}
+
+func (s *fleetService) ValidateFleet(_ context.Context, req *controllerv1.ValidateFleetRequest) (*controllerv1.ValidateFleetResponse, error) {
+	var f *fleet.Fleet
+	var findings []fleet.Finding
+	switch content := req.GetContent(); {
+	case len(content) > maxFleetBytes:
+		return nil, &LimitError{Limit: "bytes in a fleet file", Max: maxFleetBytes}
+	case len(content) > 0 || req.GetName() != "": // a file with a name may be empty
+		name := req.GetName()
+		if name == "" {
+			name = "fleet file"
+		}
+		f, findings = fleet.Parse(name, content)
+	default:
+		var err error
+		if f, findings, err = s.Engine.LoadFleet(); err != nil {
+			return nil, err
+		}
+	}
+	return &controllerv1.ValidateFleetResponse{
+		Findings:   convert(findings, findingProto),
+		Valid:      fleet.Valid(findings),
+		Containers: convert(f.Containers, fleetContainerProto),
+	}, nil
+}
+
+func (s *fleetService) GetFleet(context.Context, *controllerv1.GetFleetRequest) (*controllerv1.GetFleetResponse, error) {
+	f, findings, err := s.Engine.LoadFleet()
+	if err != nil {
+		return nil, err
+	}
+	return &controllerv1.GetFleetResponse{
+		Path: f.Path, Sha256: f.SHA256, Containers: convert(f.Containers, fleetContainerProto),
+		Findings: convert(findings, findingProto),
+	}, nil
+}
+
+func (s *fleetService) GetStatus(ctx context.Context, req *controllerv1.GetStatusRequest) (*controllerv1.GetStatusResponse, error) {
+	f, err := s.fleet()
+	if err != nil {
+		return nil, err
+	}
+	wanted, err := choose(f, req.GetCtids())
+	if err != nil {
+		return nil, err
+	}
+	found, unreachable, err := s.containers(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	runs := s.Engine.Active()
+	resp := &controllerv1.GetStatusResponse{Unreachable: unreachable}
+	for _, c := range wanted {
+		here := having(found, c.CTID)
+		resp.Containers = append(resp.Containers, judge(c, here, unreachable, runs[c.CTID]))
+	}
+	if req.GetProbe() {
+		s.probeAll(ctx, wanted, resp.Containers)
+	}
+	for _, c := range found {
+		if f.Container(c.GetCtid()) == nil && len(c.GetConfigured().GetDevices()) > 0 {
+			resp.Unmanaged = append(resp.Unmanaged, c)
+		}
+	}
+	return resp, nil
+}
+
+// choose returns the containers with these CTIDs, or all, by CTID.
+func choose(f *fleet.Fleet, ctids []int32) ([]fleet.Container, error) {
+	if len(ctids) == 0 {
+		return f.Containers, nil
+	}
+	var chosen []fleet.Container
+	for _, ctid := range slices.Compact(slices.Sorted(slices.Values(ctids))) {
+		c := f.Container(ctid)
+		if c == nil {
+			return nil, &engine.NotInFleetError{CTID: ctid, Path: f.Path}
+		}
+		chosen = append(chosen, *c)
+	}
+	return chosen, nil
+}
+
+// containers lists the containers of all nodes, or of one, by CTID and node.
+func (a API) containers(ctx context.Context, only string) ([]*typev1.Container, []*typev1.NodeError, error) {
+	lists, unreachable, err := ask(ctx, a, only, func(ctx context.Context, n *node.Node) ([]*typev1.Container, error) {
+		resp, err := n.Containers().ListContainers(ctx, &agentv1.ListContainersRequest{})
+		for _, c := range resp.GetContainers() {
+			c.Node = n.Name() // the name that callers can use here
+		}
+		return resp.GetContainers(), err
+	})
+	found := slices.Concat(lists...)
+	slices.SortStableFunc(found, func(a, b *typev1.Container) int { return int(a.GetCtid()) - int(b.GetCtid()) })
+	return found, unreachable, err
+}
+
+// having returns those of the sorted containers that have this CTID.
+func having(sorted []*typev1.Container, ctid int32) []*typev1.Container {
+	first, _ := slices.BinarySearchFunc(sorted, ctid, func(c *typev1.Container, ctid int32) int { return int(c.GetCtid() - ctid) })
+	end := first
+	for end < len(sorted) && sorted[end].GetCtid() == ctid {
+		end++
+	}
+	return sorted[first:end]
+}
+
+// probeAll probes each container that runs and adds what it finds. statuses[i] is the status of wanted[i].
+func (s *fleetService) probeAll(ctx context.Context, wanted []fleet.Container, statuses []*controllerv1.ContainerStatus) {
+	perNode(len(statuses), func(i int) string { return statuses[i].GetObserved().GetNode() }, func(i int) {
+		n, err := s.Nodes.Node(statuses[i].GetObserved().GetNode())
+		if err != nil {
+			statuses[i].ProbeError = err.Error()
+			return
+		}
+		addProbe(ctx, n, wanted[i], statuses[i])
+	})
+}
+
+func addProbe(ctx context.Context, n *node.Node, c fleet.Container, st *controllerv1.ContainerStatus) {
+	if state := st.GetObserved().GetState(); state != typev1.ContainerState_CONTAINER_STATE_RUNNING {
+		st.ProbeError = fmt.Sprintf("it does not run (%s)", stateText(state))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	resp, err := n.Containers().Probe(ctx, &agentv1.ProbeRequest{Ctid: c.CTID, Instance: st.GetObserved().GetInstance()})
+	if err != nil {
+		st.ProbeError = err.Error()
+		return
+	}
+	st.Probe = resp.GetResults()
+	addDrift(st, probeDrift(c, st.Probe)...)
+}
