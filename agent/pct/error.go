@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -74,10 +75,9 @@ func lastLine(output string) string {
 	return last
 }
 
-var lockedText = regexp.MustCompile(`(?m)^(?:TASK ERROR: )?CT is locked \(([^)\n]*)\)`)
+var lockedText = regexp.MustCompile(`^CT is locked \((.*)\)$`)
 
-// causes are texts of Proxmox 8 and 9; testdata holds what they come from. %d is the CTID. A line that begins with
-// one of them decides, because text in the middle of a line may come from the container or a hookscript.
+// causes are the beginnings of what Proxmox 8 and 9 print; see testdata. %d is the CTID.
 var causes = []struct {
 	text  string
 	cause error
@@ -85,26 +85,22 @@ var causes = []struct {
 	{"container did not stop", ErrStopTimeout},
 	{"CT %d already running", ErrRunning},
 	{"CT %d not running", ErrNotRunning},
-	{"Configuration file 'nodes/", ErrNotFound}, // ...<node>/lxc/<CTID>.conf' does not exist
+	{"Configuration file 'nodes/", ErrNotFound}, // then <node>/lxc/<CTID>.conf' does not exist
 	{"you can't start a CT if it's a template", ErrTemplate},
 	{"can't lock file '", ErrLockTimeout},
 	{"cluster not ready - no quorum?", ErrNoQuorum},
 }
 
-// causeOf finds what the output of a failed command tells, nil if nothing known. The last line that tells something
-// counts: what came before may be a warning.
+// causeOf finds what the output of a failed command tells, nil if nothing known. Only the last line is believed: it
+// is pct's own, those above may be from hooks or from the container.
 func causeOf(ctid int32, output string) error {
-	lines := strings.Split(output, "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		line := strings.TrimPrefix(strings.TrimSpace(lines[i]), "TASK ERROR: ")
-		if m := lockedText.FindStringSubmatch(line); m != nil {
-			return &LockedError{CTID: ctid, Lock: m[1]}
-		}
-		for _, c := range causes {
-			text := strings.ReplaceAll(c.text, "%d", fmt.Sprint(ctid))
-			if strings.HasPrefix(line, text) {
-				return c.cause
-			}
+	line := strings.TrimPrefix(lastLine(output), "trying to acquire lock...")
+	if m := lockedText.FindStringSubmatch(line); m != nil {
+		return &LockedError{CTID: ctid, Lock: m[1]}
+	}
+	for _, c := range causes {
+		if strings.HasPrefix(line, strings.ReplaceAll(c.text, "%d", strconv.Itoa(int(ctid)))) {
+			return c.cause
 		}
 	}
 	return nil
