@@ -49,7 +49,7 @@ func TestCommand(t *testing.T) {
 				{name: "killed", argv: []string{"sh", "-c", "kill -9 $$"}, code: 137},
 				{name: "arguments are not a shell's", argv: []string{"echo", "$PATH", "`id`", "-n", "a  b", ""}, stdout: "$PATH `id` -n a  b \n"},
 				{name: "environment", argv: []string{"env"}, env: []string{"A=b c=d", "_X9="},
-					stdout: "container=lxc\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nA=b c=d\n_X9=\n"},
+					stdout: "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\ncontainer=lxc\nA=b c=d\n_X9=\n"},
 				{name: "root in /", argv: []string{"sh", "-c", "pwd; id -u; id -g; umask"}, stdout: "/\n0\n0\n0022\n"},
 				{name: "no stdin", argv: []string{"cat"}},
 				{name: "stdin", argv: []string{"wc", "-c"}, stdin: strings.NewReader(strings.Repeat("x", 1<<20)), stdout: "1048576\n"},
