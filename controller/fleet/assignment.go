@@ -27,7 +27,7 @@ func Assignment(s string) ([]int, error) {
 	for i, part := range parts {
 		part = strings.Trim(part, " \t")
 		if part == "" {
-			return nil, fmt.Errorf("%s in %s; %s", emptyPart(i, len(parts)), quote(s), suggest(parts))
+			return nil, fmt.Errorf("%s %s; %s", quote(s), emptyPart(i, len(parts)), suggest(parts))
 		}
 		gpu, err := index(part)
 		if err != nil {
@@ -59,11 +59,11 @@ func foreignForm(s, trimmed string) error {
 func emptyPart(i, of int) string {
 	switch i {
 	case 0:
-		return "a comma at the beginning"
+		return "begins with a comma"
 	case of - 1:
-		return "a comma at the end"
+		return "has a comma at the end"
 	}
-	return "two commas with no index between them"
+	return "has two commas with no index between them"
 }
 
 // suggest says how to write the indexes that are good among parts.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -57,7 +58,7 @@ func decode(b []byte, r *report) *value {
 		return nil
 	}
 	if len(bytes.TrimLeft(b, " \t\r\n")) == 0 {
-		r.errorf(place{offset: -1}, "the file is empty; the least is {\"lxc_configs\": {}}")
+		r.errorf(place{offset: -1}, "the file is empty; a fleet file is at least {\"lxc_configs\": {}}")
 		return nil
 	}
 	for _, bom := range []struct{ bytes, name string }{
@@ -136,10 +137,10 @@ func syntaxError(b []byte, err error) (offset int, message string) {
 		return len(b), "not JSON: the file ends too early; a closing bracket or quote is missing"
 	}
 	offset = int(syntax.Offset) - 1
-	return offset, "not JSON: " + syntax.Error() + syntaxHint(b, offset)
+	return offset, "not JSON: " + syntax.Error() + syntaxHint(b, offset, syntax.Error())
 }
 
-func syntaxHint(b []byte, offset int) string {
+func syntaxHint(b []byte, offset int, message string) string {
 	before := bytes.TrimRight(b[:offset], " \t\r\n")
 	afterComma := bytes.HasSuffix(before, []byte(","))
 	rest := b[offset:]
@@ -150,12 +151,18 @@ func syntaxHint(b []byte, offset int) string {
 		return "; strings take double quotes"
 	case c == '/' || c == '#':
 		return "; JSON has no comments"
+	case strings.Contains(message, "in string literal"):
+		return "; a string ends on its line, and has escapes such as \\n and \\t for such characters"
+	case c >= '0' && c <= '9' && bytes.HasSuffix(before, []byte("0")):
+		return "; numbers do not begin with 0"
 	case bytes.HasPrefix(rest, []byte("NaN")), bytes.HasPrefix(rest, []byte("Infinity")):
 		return "; JSON has no NaN and no Infinity"
 	case bytes.HasPrefix(rest, []byte("None")):
 		return "; write null"
 	case bytes.HasPrefix(rest, []byte("True")), bytes.HasPrefix(rest, []byte("False")):
 		return "; write true or false in lower case"
+	case strings.HasSuffix(message, "object key string") && (c == '_' || unicode.IsLetter(rune(c))):
+		return "; keys take double quotes"
 	case c == '"' && (bytes.HasSuffix(before, []byte(`"`)) || bytes.HasSuffix(before, []byte("}")) || bytes.HasSuffix(before, []byte("]"))):
 		return "; is a comma missing before it?"
 	case len(bytes.TrimLeft(b[:offset], " \t\r\n")) > 0 && strings.HasPrefix(string(rest), "{") && bytes.HasSuffix(before, []byte("}")):
@@ -170,6 +177,7 @@ type decoder struct {
 	tokens *json.Decoder
 	report *report
 	values int
+	path   []string // keys of the objects around what is being read
 }
 
 // next returns the next token and the offset at which it begins.
@@ -221,16 +229,27 @@ func (d *decoder) object(v *value) {
 		token, offset := d.next()
 		key, _ := token.(string)
 		first, duplicate := seen[key]
+		d.path = append(d.path, key)
 		m := member{key, int32(offset), d.value(d.next())}
+		d.path = d.path[:len(d.path)-1]
 		if duplicate {
 			line, _ := d.report.position(int(first))
-			d.report.errorf(place{offset: offset}, "duplicate key %s; it stands in line %d already", quote(key), line)
+			d.report.errorf(place{offset: offset, ctid: d.ctid()}, "duplicate key %s; it stands in line %d already", quote(key), line)
 			continue
 		}
 		seen[key] = m.offset
 		v.members = append(v.members, m)
 	}
 	d.close()
+}
+
+// ctid returns the container that is being read, or 0.
+func (d *decoder) ctid() int32 {
+	if len(d.path) < 2 || d.path[0] != "lxc_configs" {
+		return 0
+	}
+	ctid, _ := parseCTID(d.path[1])
+	return ctid
 }
 
 // close takes the closing bracket, unless there are too many values and nothing more is read.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -137,20 +138,27 @@ var known = func() map[string]map[string]Key {
 	return m
 }()
 
-// similar returns the key of an object that was probably meant by one that is not known, or "".
+// similar returns the key of an object that was probably meant by one that is not known, or "": the only one that it
+// begins, or that begins with it, or the nearest that differs in few letters.
 func similar(in, key string) string {
-	const longest = 64
-	if len(key) > longest {
+	const shortest, longest = 3, 64
+	if len(key) < shortest || len(key) > longest {
 		return ""
 	}
-	best, least := "", len(key)/3+1
-	for candidate := range known[in] {
-		d := distance(normal(key), normal(candidate))
-		if d < least || d == least && best != "" && candidate < best {
-			best, least = candidate, d
+	nearest, least := "", len(key)/3+1
+	var beginning []string
+	for _, candidate := range slices.Sorted(maps.Keys(known[in])) {
+		if d := distance(normal(key), normal(candidate)); d < least {
+			nearest, least = candidate, d
+		}
+		if strings.HasPrefix(candidate, key) || strings.HasPrefix(key, candidate) {
+			beginning = append(beginning, candidate)
 		}
 	}
-	return best
+	if nearest == "" && len(beginning) == 1 {
+		return beginning[0]
+	}
+	return nearest
 }
 
 func normal(key string) string {

@@ -144,5 +144,5 @@ func reportCycle(cycle []int, all []declared, r *report) {
 		left := len(parts) - most
 		parts = slices.Concat(parts[:most-1], []string{fmt.Sprintf("(%d more)", left)}, parts[len(parts)-1:])
 	}
-	r.errorf(first.at, "cycle: %s; take one of these away", strings.Join(parts, ", "))
+	r.errorf(first.at, "cycle: %s; remove one of these", strings.Join(parts, ", "))
 }

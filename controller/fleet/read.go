@@ -19,7 +19,7 @@ var (
 // read fills f with what the file says.
 func (f *Fleet) read(root *value, r *report) {
 	if root.kind != object {
-		r.errorf(place{offset: int(root.offset)}, "want an object, got %s; the least is {\"lxc_configs\": {}}", root.kind)
+		r.errorf(place{offset: int(root.offset)}, "want an object, got %s; a fleet file is at least {\"lxc_configs\": {}}", root.kind)
 		return
 	}
 	for _, key := range []string{"vms", "vm_configs", "vm_defaults"} {
