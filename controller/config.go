@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,11 +61,22 @@ var defaults = map[string]any{
 const envPrefix = "PHOENIX_CONTROLLER"
 
 // ReadConfig reads a YAML file. A variable of the environment wins over it: PHOENIX_CONTROLLER_TLS_CERT_FILE over
-// tls.cert_file; nodes are NAME=HOST:PORT there, with commas between. Unknown keys and variables are errors. The
+// tls.cert_file; PHOENIX_CONTROLLER_NODES is NAME=HOST:PORT,NAME=HOST:PORT. Unknown keys and variables are errors. The
 // result still needs [Config.Validate].
 func ReadConfig(path string) (Config, error) {
+	c, err := readConfig(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func readConfig(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, errors.Unwrap(err) // without the path
+	}
 	v := viper.New()
-	v.SetConfigFile(path)
 	v.SetConfigType("yaml")
 	v.SetEnvPrefix(envPrefix)
 	v.SetEnvKeyReplacer(strings.NewReplacer(".", "_"))
@@ -73,41 +86,66 @@ func ReadConfig(path string) (Config, error) {
 			return Config{}, err // only without a key
 		}
 	}
-	if err := v.ReadInConfig(); err != nil {
-		return Config{}, fmt.Errorf("read configuration: %w", err)
+	if err := v.ReadConfig(bytes.NewReader(text)); err != nil {
+		if parse, ok := errors.AsType[viper.ConfigParseError](err); ok {
+			err = parse.Unwrap()
+		}
+		return Config{}, err
 	}
 
 	var c Config
 	var found mapstructure.Metadata
-	err := v.Unmarshal(&c, func(d *mapstructure.DecoderConfig) {
-		d.Metadata = &found
-		d.DecodeHook = mapstructure.ComposeDecodeHookFunc(mapstructure.StringToSliceHookFunc(","), nodeFromText)
-	})
-	if err != nil {
-		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
-	}
-	var errs []error
+	err = v.Unmarshal(&c, func(d *mapstructure.DecoderConfig) { d.Metadata, d.DecodeHook = &found, convert })
+	errs := decodeErrors(err)
 	slices.Sort(found.Unused)
 	for _, key := range found.Unused {
 		errs = append(errs, fmt.Errorf("%s: unknown key", key))
 	}
-	errs = append(errs, unknownVariables()...)
-	if len(errs) > 0 {
-		return Config{}, fmt.Errorf("read configuration %s: %w", path, errors.Join(errs...))
-	}
-	return c, nil
+	return c, errors.Join(append(errs, unknownVariables()...)...)
 }
 
-// nodeFromText turns NAME=HOST:PORT into a [Node].
-func nodeFromText(from, to reflect.Type, value any) (any, error) {
-	if from.Kind() != reflect.String || to != reflect.TypeFor[Node]() {
-		return value, nil
+// convert makes the nodes of text, and refuses what has the wrong shape in words that need no Go.
+func convert(from, to reflect.Type, value any) (any, error) {
+	if from.Kind() == reflect.String && to == reflect.TypeFor[[]Node]() {
+		return nodesFromText(value.(string))
 	}
-	name, address, ok := strings.Cut(value.(string), "=")
-	if !ok {
-		return nil, fmt.Errorf("%q: want NAME=HOST:PORT", value)
+	shapes := map[reflect.Kind]string{reflect.Map: "a section", reflect.Struct: "a section", reflect.Slice: "a list"}
+	shape := func(t reflect.Type) string { return cmp.Or(shapes[t.Kind()], "text") }
+	if value != nil && shape(from) != shape(to) {
+		return nil, fmt.Errorf("want %s, got %s", shape(to), shape(from))
 	}
-	return Node{Name: strings.TrimSpace(name), Address: strings.TrimSpace(address)}, nil
+	return value, nil
+}
+
+func nodesFromText(text string) ([]Node, error) {
+	var nodes []Node
+	for element := range strings.SplitSeq(text, ",") {
+		name, address, ok := strings.Cut(strings.TrimSpace(element), "=")
+		if !ok {
+			return nil, fmt.Errorf("%q: want NAME=HOST:PORT", element)
+		}
+		nodes = append(nodes, Node{Name: name, Address: address})
+	}
+	return nodes, nil
+}
+
+// decodeErrors takes mapstructure's error apart: one error for each key.
+func decodeErrors(err error) []error {
+	var errs []error
+	switch e := err.(type) { // the tree is walked by hand, so errors.As is of no use
+	case nil:
+	case *mapstructure.DecodeError:
+		errs = append(errs, fmt.Errorf("%s: %w", e.Name(), e.Unwrap()))
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			errs = append(errs, decodeErrors(one)...)
+		}
+	case interface{ Unwrap() error }:
+		errs = decodeErrors(e.Unwrap())
+	default:
+		errs = append(errs, err)
+	}
+	return errs
 }
 
 func unknownVariables() (errs []error) {
