@@ -1,0 +1,227 @@
+// Package probe opens device nodes from inside a container: in its namespaces and its cgroup, as its
+// root. That is the only proof that a container has a device.
+//
+// Nothing of the container's is used. The program that does it is this one: a sealed copy in memory,
+// whose descriptor lxc-attach hands on, so that it need not exist in the container's file system and
+// the container cannot change it. It must be linked statically.
+package probe
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"phoenix.internal/agent/attach"
+)
+
+// Argument is the first argument with which the agent's binary is its own helper; see [Main].
+const Argument = "probe-helper"
+
+// timeout bounds a whole probe: entering the container and every open, which run side by side.
+const timeout = 10 * time.Second
+
+// maxAnswer bounds what is read from the helper, which the container may have replaced or altered.
+const maxAnswer = 1 << 20
+
+// A Prober probes the containers of the node. Its methods may be called at the same time. The zero
+// value is ready.
+type Prober struct {
+	Attacher attach.Attacher
+	Program  string // of which the helper is a copy, statically linked; empty: the running one
+
+	mu     sync.Mutex
+	sealed *os.File // the copy, once made
+}
+
+// A Device is a device node to open.
+type Device struct {
+	Path  string `json:"path"`  // absolute, in the container
+	Major int    `json:"major"` // that it should have; -1: any
+	Minor int    `json:"minor"` // likewise
+}
+
+// A Result is what opening a device gave.
+type Result struct {
+	Path    string  `json:"path"`
+	Outcome Outcome `json:"outcome"`
+	Errno   string  `json:"errno,omitempty"` // "EPERM", for example; empty if no call failed
+	Major   int     `json:"major"`           // found; -1 if the path is no device
+	Minor   int     `json:"minor"`           // likewise
+}
+
+// Outcome is the kind of a result.
+type Outcome string
+
+// The outcomes.
+const (
+	Opened       Outcome = "opened"
+	NoDriver     Outcome = "no driver"     // ENXIO, ENODEV: cgroup and mode allow it, but no driver answers
+	Denied       Outcome = "denied"        // EPERM: by the device cgroup
+	NoPermission Outcome = "no permission" // EACCES: by mode or owner
+	Absent       Outcome = "absent"        // ENOENT, ENOTDIR
+	NotADevice   Outcome = "not a device"  // an empty file left by an optional mount, a link
+	WrongNumber  Outcome = "wrong number"  // a character device with other numbers; not opened
+	Timeout      Outcome = "timeout"       // the open did not return in time
+	Failed       Outcome = "failed"        // another error
+)
+
+var outcomes = map[Outcome]bool{Opened: true, NoDriver: true, Denied: true, NoPermission: true, Absent: true,
+	NotADevice: true, WrongNumber: true, Timeout: true, Failed: true}
+
+// Probe opens devices in a running container and returns a result for each, in their order. The
+// container's root could make them say anything about its own devices, but not about more.
+//
+// If the container cannot be entered the error is an [attach.ErrAttach].
+func (p *Prober) Probe(ctx context.Context, ctid int32, devices []Device) ([]Result, error) {
+	results, err := p.probe(ctx, ctid, devices)
+	if err != nil {
+		return nil, fmt.Errorf("probe CTID %d: %w", ctid, err)
+	}
+	return results, nil
+}
+
+func (p *Prober) probe(ctx context.Context, ctid int32, devices []Device) ([]Result, error) {
+	if len(devices) == 0 {
+		return nil, nil
+	}
+	program, err := p.program()
+	if err != nil {
+		return nil, err
+	}
+	question, err := json.Marshal(devices)
+	if err != nil {
+		return nil, err
+	}
+	answer, complaint := &limited{max: maxAnswer}, &limited{max: 4 << 10}
+	process, err := p.Attacher.Start(ctx, attach.Command{
+		CTID: ctid,
+		// The first of Files is descriptor 3.
+		Argv:    []string{"/proc/self/fd/3", Argument},
+		Files:   []*os.File{program},
+		Stdin:   bytes.NewReader(question),
+		Stdout:  answer,
+		Stderr:  complaint,
+		Timeout: timeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	exit, err := process.Wait()
+	if err != nil {
+		return nil, err
+	}
+	if exit.TimedOut {
+		return nil, fmt.Errorf("no answer in %v", timeout)
+	}
+	if exit.Code != 0 {
+		return nil, fmt.Errorf("the helper ended with status %d: %.400q", exit.Code, complaint.Bytes())
+	}
+	return parseAnswer(answer.Bytes(), devices)
+}
+
+// parseAnswer reads the helper's results, which must be one for each device in the same order.
+func parseAnswer(b []byte, devices []Device) ([]Result, error) {
+	var results []Result
+	if err := json.Unmarshal(b, &results); err != nil {
+		return nil, fmt.Errorf("the helper's answer: %w", err)
+	}
+	if len(results) != len(devices) {
+		return nil, fmt.Errorf("the helper answered %d results for %d devices", len(results), len(devices))
+	}
+	for i, r := range results {
+		if r.Path != devices[i].Path || !outcomes[r.Outcome] || len(r.Errno) > 32 {
+			return nil, fmt.Errorf("the helper's result for %q is not valid", devices[i].Path)
+		}
+	}
+	return results, nil
+}
+
+// program returns the sealed copy.
+func (p *Prober) program() (*os.File, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sealed != nil {
+		return p.sealed, nil
+	}
+	path := p.Program
+	if path == "" {
+		path = "/proc/self/exe"
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := checkStatic(f); err != nil {
+		return nil, fmt.Errorf("helper program %s: %w", path, err)
+	}
+	p.sealed, err = seal(f)
+	if err != nil {
+		return nil, fmt.Errorf("copy %s to memory: %w", path, err)
+	}
+	return p.sealed, nil
+}
+
+// checkStatic returns an error if a program needs a loader, which the container may lack or replace.
+func checkStatic(f *os.File) error {
+	program, err := elf.NewFile(f)
+	if err != nil {
+		return err
+	}
+	for _, segment := range program.Progs {
+		if segment.Type == elf.PT_INTERP {
+			return errors.New("not linked statically (build with CGO_ENABLED=0)")
+		}
+	}
+	return nil
+}
+
+// seal copies a program to memory that nobody can write any more.
+func seal(from *os.File) (*os.File, error) {
+	fd, err := unix.MemfdCreate("phoenix-"+Argument, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // MFD_EXEC is unknown before Linux 6.3
+		fd, err = unix.MemfdCreate("phoenix-"+Argument, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	to := os.NewFile(uintptr(fd), Argument)
+	if _, err := from.Seek(0, io.SeekStart); err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	if _, err := io.Copy(to, from); err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	// The root of a privileged container gets a descriptor of it, so its mode is sealed too; kernels
+	// before 6.3 cannot.
+	_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_EXEC)
+	if errors.Is(err, unix.EINVAL) {
+		_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("seal: %w", err), to.Close())
+	}
+	return to, nil
+}
+
+// limited keeps the first max bytes that are written to it, and refuses more.
+type limited struct {
+	bytes.Buffer
+	max int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if l.Len()+len(b) > l.max {
+		return 0, errors.New("output too long")
+	}
+	return l.Buffer.Write(b)
+}
