@@ -115,10 +115,21 @@ func (f *File) body(from, to int) (*body, error) {
 
 var deleteSeparators = regexp.MustCompile(`[,;\t-\r ]+`)
 
+// DeleteKeys returns the keys that the value of "delete" in [pve:pending] names (PVE::AbstractConfig,
+// parse_pending_delete), without the "!" that asks for force.
+func DeleteKeys(value string) []string {
+	var keys []string
+	for _, key := range deleteSeparators.Split(value, -1) {
+		if key = strings.TrimPrefix(key, "!"); key != "" {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 // apply moves the changes of pending to b.
 func (b *body) apply(pending *body) {
-	for _, key := range deleteSeparators.Split(pending.properties["delete"], -1) {
-		key = strings.TrimPrefix(key, "!")
+	for _, key := range DeleteKeys(pending.properties["delete"]) {
 		delete(b.properties, key)
 		switch key {
 		case "description":

@@ -77,6 +77,20 @@ func (f *File) AppendRaw(key, value string) error {
 	return nil
 }
 
+// InsertRaw adds an lxc.* line before the given line of the file, counted from 1, which must be a raw line
+// of the main section. It refuses what [File.AppendRaw] refuses.
+func (f *File) InsertRaw(before int, key, value string) error {
+	if before < 1 || before > f.mainEnd() || f.lines[before-1].kind != kindRaw {
+		return fmt.Errorf("add %s: line %d is no raw line of the main section", key, before)
+	}
+	l, err := newLine(kindRaw, key, value)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", key, err)
+	}
+	f.insert(before-1, l)
+	return nil
+}
+
 // RemoveRaw removes the lxc.* lines of the main section for which match is true and returns how many.
 func (f *File) RemoveRaw(match func(Entry) bool) int {
 	return f.remove(kindRaw, match)

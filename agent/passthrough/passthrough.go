@@ -1,0 +1,190 @@
+// Package passthrough tells which NVIDIA devices a container's conf gives it, what is wrong with that, and
+// edits a conf to give exactly a wanted set. It knows entries by what they mean to Proxmox and LXC, never
+// by markers or by text. The package is pure.
+package passthrough
+
+import (
+	"cmp"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"phoenix.internal/agent/pveconf"
+)
+
+// Mode is the way devices are given.
+type Mode int
+
+// The modes.
+const (
+	ModeNone   Mode = iota // no NVIDIA device is given
+	ModeRaw                // lxc.mount.entry and lxc.cgroup2.devices.allow
+	ModeNative             // devN
+	ModeMixed              // both, for different devices or for the same one
+)
+
+func (m Mode) String() string {
+	switch m {
+	case ModeNone:
+		return "none"
+	case ModeRaw:
+		return "raw"
+	case ModeNative:
+		return "native"
+	case ModeMixed:
+		return "mixed"
+	}
+	return "Mode(" + strconv.Itoa(int(m)) + ")"
+}
+
+// A GPU is one GPU of the node.
+type GPU struct {
+	Index int    // nvidia-smi's number; -1 if no GPU of the node has this minor
+	UUID  string // empty if unknown
+	Minor int    // N of /dev/nvidiaN
+}
+
+// A Node is one device node that the node's NVIDIA driver has or should have.
+type Node struct {
+	Path         string // absolute
+	Major, Minor int    // as the kernel's tables give them; negative if unknown
+	Present      bool   // it is there with these numbers
+	GPU          int    // minor of the GPU it belongs to; -1 if GPUs share it
+	Needed       bool   // shared, and every use of a GPU needs it
+}
+
+// Inventory is what the node has.
+type Inventory struct {
+	GPUs  []GPU
+	Nodes []Node
+	// Majors are the character device majors of /proc/devices by driver. With those of all drivers a rule
+	// of an old nvidia-uvm major can be told from a rule for some other device.
+	Majors map[string]int
+}
+
+// A Device is one device as the container sees it.
+type Device struct {
+	Path         string // absolute, in the container
+	Major, Minor int    // -1 if unknown
+}
+
+// Passthrough is what the main section of a conf gives.
+type Passthrough struct {
+	GPUs    []GPU // by index, then minor
+	Mode    Mode
+	Devices []Device // every NVIDIA device, by path
+	Rules   []Rule   // the allow rules for NVIDIA devices in order; rules by path with the device's numbers
+}
+
+// nvidiaMajor is the one major that NVIDIA's driver has registered for good: GPUs, nvidiactl, nvidia-modeset.
+const nvidiaMajor = 195
+
+var (
+	gpuPath    = regexp.MustCompile(`^/dev/nvidia(0|[1-9][0-9]{0,2})$`)
+	nvidiaPath = regexp.MustCompile(`^/dev/(nvidia[0-9]+|nvidiactl|nvidia-[^/]+(/.*)?)$`)
+)
+
+// gpuMinor returns N for the path /dev/nvidiaN and -1 for every other one.
+func gpuMinor(path string) int {
+	if m := gpuPath.FindStringSubmatch(path); m != nil {
+		n, _ := strconv.Atoi(m[1]) // at most three digits
+		return n
+	}
+	return -1
+}
+
+func (inv Inventory) node(path string) (Node, bool) {
+	i := slices.IndexFunc(inv.Nodes, func(n Node) bool { return n.Path == path })
+	if i < 0 {
+		return Node{}, false
+	}
+	return inv.Nodes[i], true
+}
+
+func (inv Inventory) gpu(minor int) (GPU, bool) {
+	i := slices.IndexFunc(inv.GPUs, func(g GPU) bool { return g.Minor == minor })
+	if i < 0 {
+		return GPU{Index: -1, Minor: minor}, false
+	}
+	return inv.GPUs[i], true
+}
+
+// driver returns the driver that has a major now, or "".
+func (inv Inventory) driver(major int) string {
+	if major == nvidiaMajor {
+		return "nvidia"
+	}
+	var names []string
+	for name, m := range inv.Majors {
+		if m == major {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return slices.Min(names)
+}
+
+// Of returns what the main section of f gives and, by line, what is wrong with it. Problems with an empty
+// advice are mended by [Set].
+func Of(f *pveconf.File, inv Inventory) (Passthrough, []Problem) {
+	c := read(f, inv, false)
+	return c.passthrough(), c.problems()
+}
+
+func (c *conf) passthrough() Passthrough {
+	var p Passthrough
+	add := func(path, source string) {
+		d := Device{Path: path, Major: -1, Minor: -1}
+		if n, ok := c.inv.node(source); ok {
+			d.Major, d.Minor = n.Major, n.Minor
+		}
+		if !slices.ContainsFunc(p.Devices, func(o Device) bool { return o.Path == path }) {
+			p.Devices = append(p.Devices, d)
+		}
+		if minor := gpuMinor(source); minor >= 0 {
+			if g, _ := c.inv.gpu(minor); !slices.Contains(p.GPUs, g) {
+				p.GPUs = append(p.GPUs, g)
+			}
+		}
+	}
+	for _, m := range c.mounts {
+		if m.noEffect != "" {
+			continue
+		}
+		if p.Mode == ModeNone {
+			p.Mode = ModeRaw
+		}
+		below := false // the source is a directory
+		for _, n := range c.inv.Nodes {
+			if rest, ok := strings.CutPrefix(n.Path, m.source+"/"); ok {
+				add(m.target+"/"+rest, n.Path)
+				below = true
+			}
+		}
+		if !below {
+			add(m.target, m.source)
+		}
+	}
+	for _, d := range c.devices {
+		switch p.Mode {
+		case ModeNone:
+			p.Mode = ModeNative
+		case ModeRaw:
+			p.Mode = ModeMixed
+		}
+		add(d.path, d.path)
+	}
+	for _, r := range c.rules {
+		if r.noEffect == "" {
+			p.Rules = append(p.Rules, r.rule)
+		}
+	}
+	slices.SortFunc(p.Devices, func(a, b Device) int { return cmp.Compare(a.Path, b.Path) })
+	slices.SortFunc(p.GPUs, func(a, b GPU) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Minor, b.Minor))
+	})
+	return p
+}

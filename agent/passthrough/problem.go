@@ -1,0 +1,283 @@
+package passthrough
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"phoenix.internal/agent/pveconf"
+)
+
+// A Problem is something wrong with a container's conf or devices.
+type Problem struct {
+	Kind    Kind
+	Message string // one sentence
+	Line    int    // of the conf, from 1; 0 if it is about no single line
+	Advice  string // what a person is to do; empty if Set mends it
+}
+
+// Kind classifies problems. The values are those of phoenix.type.v1.ProblemKind.
+type Kind int
+
+// The kinds of problems.
+const (
+	DeviceGone            Kind = iota + 1 // an entry gives a device that the node does not have
+	WrongMajor                            // a rule names a major that the driver no longer has
+	ControlDeviceNotGiven                 // a GPU is given, but not what every use of it needs
+	RuleMissing                           // a device that the device rules do not allow
+	MountMissing                          // a rule for a device that is not given
+	WildcardRule                          // a rule for every device of a major
+	DuplicateEntry                        // the same device twice
+	EntryInSnapshot                       // an entry in a snapshot section
+	EntryInPending                        // an entry in [pve:pending]
+	InvalidLine                           // a line that Proxmox cannot read
+	NoEffect                              // an entry without effect
+	ModeConflict                          // the same path by raw lines and by devN
+	GhostFile                             // an empty file in a device's place in the running container
+	HiddenLine                            // a line end or NUL within a value
+	Unreadable                            // the conf could not be read
+	Privileged                            // GPUs in a privileged container
+)
+
+func (c *conf) problems() []Problem {
+	var all []Problem
+	all = append(all, c.lineProblems()...)
+	all = append(all, c.mountProblems()...)
+	all = append(all, c.deviceProblems()...)
+	all = append(all, c.ruleProblems()...)
+	all = append(all, c.missingProblems()...)
+	all = append(all, c.sectionProblems()...)
+	slices.SortStableFunc(all, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
+	return all
+}
+
+// lineProblems are the lines that Proxmox, or LXC, does not read as they look.
+func (c *conf) lineProblems() []Problem {
+	var all []Problem
+	for _, w := range c.file.Warnings() {
+		switch w.Kind {
+		case pveconf.WarningInvalid:
+			all = append(all, Problem{InvalidLine, w.Text, w.Line, "correct the line or remove it"})
+		case pveconf.WarningHidden:
+			all = append(all, Problem{HiddenLine, w.Text, w.Line, "remove the line; find out who wrote it"})
+		}
+	}
+	for _, e := range c.file.Properties() {
+		if !isDevice(e.Key) {
+			continue
+		}
+		if _, err := pveconf.ParseDevice(e.Value); err != nil {
+			all = append(all, Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line,
+				"correct the line or remove it"})
+		}
+	}
+	return all
+}
+
+func (c *conf) mountProblems() []Problem {
+	var all []Problem
+	seen := map[string]int{}
+	for _, m := range c.mounts {
+		if m.noEffect != "" {
+			all = append(all, Problem{NoEffect, fmt.Sprintf("the mount entry of %s has no effect: %s", m.source, m.noEffect), m.line, ""})
+			continue
+		}
+		if first, ok := seen[m.target]; ok {
+			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("%s is mounted by line %d already", m.target, first), m.line, ""})
+			continue
+		}
+		seen[m.target] = m.line
+		all = append(all, c.gone(m.source, m.line)...)
+		if i := slices.IndexFunc(c.devices, func(d device) bool { return d.path == m.target }); i >= 0 {
+			all = append(all, Problem{ModeConflict,
+				fmt.Sprintf("%s is given by this mount entry and by %s: the container does not start", m.target, c.devices[i].key), m.line, ""})
+		}
+		if p, ok := c.ruleMissing(m.source, m.line); ok {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// gone reports a device that the node lacks. Capability nodes and the like are not in the inventory and are
+// not judged.
+func (c *conf) gone(path string, line int) []Problem {
+	n, ok := c.inv.node(path)
+	switch {
+	case ok && !n.Present:
+		return []Problem{{DeviceGone, fmt.Sprintf("the node has no usable %s now", path), line, ""}}
+	case !ok && gpuMinor(path) >= 0:
+		return []Problem{{DeviceGone, fmt.Sprintf("the node has no %s", path), line, ""}}
+	}
+	return nil
+}
+
+// ruleMissing reports a mounted device that the device rules do not let the container open.
+func (c *conf) ruleMissing(path string, line int) (Problem, bool) {
+	n, ok := c.inv.node(path)
+	if !ok || n.Major < 0 || Allowed(c.lines, c.unprivileged, n.Major, n.Minor) {
+		return Problem{}, false
+	}
+	with := append(slices.Clone(c.lines), RuleLine{Value: Rule{'c', n.Major, n.Minor, "rwm"}.String()})
+	if !Allowed(with, c.unprivileged, n.Major, n.Minor) {
+		return Problem{RuleMissing, fmt.Sprintf("a %s line denies %s", denyKey, path), line, "remove that line"}, true
+	}
+	return Problem{RuleMissing, fmt.Sprintf("no rule allows %s (%d:%d)", path, n.Major, n.Minor), line, ""}, true
+}
+
+func (c *conf) deviceProblems() []Problem {
+	var all []Problem
+	seen := map[string]string{}
+	autodevOff := slices.ContainsFunc(c.file.Raw(), func(e pveconf.Entry) bool {
+		return e.Key == "lxc.autodev" && lxcValue(e.Value) == "0"
+	})
+	for _, d := range c.devices {
+		if first, ok := seen[d.path]; ok {
+			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("%s is given by %s already", d.path, first), d.line, ""})
+			continue
+		}
+		seen[d.path] = d.key
+		all = append(all, c.gone(d.path, d.line)...)
+		if d.denyWrite {
+			all = append(all, Problem{RuleMissing, fmt.Sprintf("%s denies writing to %s, which every use of it needs", d.key, d.path), d.line, ""})
+		}
+		if autodevOff {
+			all = append(all, Problem{NoEffect, fmt.Sprintf("lxc.autodev: 0 switches %s off", d.key), d.line, "remove the line lxc.autodev: 0"})
+		}
+	}
+	return all
+}
+
+func (c *conf) ruleProblems() []Problem {
+	var all []Problem
+	var seen []rule
+	for _, r := range c.rules {
+		switch first := slices.IndexFunc(seen, func(o rule) bool { return o.covers(r) }); {
+		case r.noEffect != "":
+			all = append(all, Problem{NoEffect, fmt.Sprintf("the %s has no effect: %s", r.name(), r.noEffect), r.line, ""})
+		case r.stale:
+			all = append(all, Problem{WrongMajor, fmt.Sprintf("the %s is for a major that no driver has%s", r.name(), c.uvmMajor()), r.line, ""})
+		case first >= 0:
+			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the %s says what line %d says already", r.name(), seen[first].line), r.line, ""})
+		case r.path == "" && r.rule.Minor < 0:
+			seen = append(seen, r)
+			all = append(all, Problem{WildcardRule, fmt.Sprintf("the %s allows every device of the driver %s", r.name(), c.inv.driver(r.rule.Major)), r.line, ""})
+		case !c.given(r):
+			seen = append(seen, r)
+			all = append(all, Problem{MountMissing, fmt.Sprintf("the %s is for a device that the conf does not give", r.name()), r.line, ""})
+		default:
+			seen = append(seen, r)
+		}
+	}
+	for _, e := range c.broad {
+		all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows NVIDIA devices among all others", e.Value), e.Line,
+			"replace it by one rule for each device that the container needs"})
+	}
+	return all
+}
+
+// covers says whether o allows at least what r allows, by numbers written in the same way.
+func (o rule) covers(r rule) bool {
+	return o.path == r.path && o.rule.Major == r.rule.Major && o.rule.Minor == r.rule.Minor &&
+		strings.Trim(r.rule.Access, o.rule.Access) == ""
+}
+
+// given says whether some entry gives a device of the rule's numbers or path.
+func (c *conf) given(r rule) bool {
+	is := func(path string) bool {
+		if r.path != "" {
+			return r.path == path
+		}
+		n, ok := c.inv.node(path)
+		if !ok {
+			// The capability nodes are not in the inventory: leave the judgement open.
+			return strings.HasPrefix(path, "/dev/nvidia-caps") && r.rule.Major != nvidiaMajor ||
+				r.rule.Major == nvidiaMajor && gpuMinor(path) == r.rule.Minor
+		}
+		return n.Major == r.rule.Major && n.Minor == r.rule.Minor
+	}
+	return slices.ContainsFunc(c.mounts, func(m mount) bool { return m.noEffect == "" && is(m.source) }) ||
+		slices.ContainsFunc(c.devices, func(d device) bool { return is(d.path) })
+}
+
+func (c *conf) uvmMajor() string {
+	if major, ok := c.inv.Majors["nvidia-uvm"]; ok {
+		return "; nvidia-uvm has " + strconv.Itoa(major)
+	}
+	return ""
+}
+
+// missingProblems are about what is given as a whole.
+func (c *conf) missingProblems() []Problem {
+	p := c.passthrough()
+	if len(p.GPUs) == 0 {
+		return nil
+	}
+	var all []Problem
+	for _, n := range c.inv.Nodes {
+		if n.Needed && !slices.ContainsFunc(p.Devices, func(d Device) bool { return d.Path == n.Path }) {
+			all = append(all, Problem{ControlDeviceNotGiven, fmt.Sprintf("a GPU is given without %s", n.Path), 0, ""})
+		}
+	}
+	if !c.unprivileged {
+		all = append(all, Problem{Privileged, "a privileged container has GPUs: its root is root on the node", 0,
+			"make it unprivileged: back it up and restore it with --unprivileged 1"})
+	}
+	return all
+}
+
+// sectionProblems are the NVIDIA entries outside the main section, one problem for each section.
+func (c *conf) sectionProblems() []Problem {
+	var all []Problem
+	for _, s := range c.file.Snapshots() {
+		if lines := c.entries(s); lines != nil {
+			all = append(all, Problem{EntryInSnapshot,
+				fmt.Sprintf("snapshot %s holds NVIDIA entries (%s), which have no effect now", s.Name, list(lines)), lines[0],
+				"after a rollback to " + s.Name + " they are in force: apply again then"})
+		}
+	}
+	pending := c.file.Pending()
+	lines := c.entries(pending)
+	message := "[pve:pending] holds NVIDIA entries (%s), which come into force when the container stops"
+	if len(pending.Raw) > 0 && len(c.file.Raw()) > 0 {
+		lines = lines[:0]
+		for _, e := range pending.Raw {
+			lines = append(lines, e.Line)
+		}
+		message = "[pve:pending] holds raw lines (%s), which replace all those above when the container stops"
+	}
+	if len(lines) > 0 {
+		all = append(all, Problem{EntryInPending, fmt.Sprintf(message, list(lines)), lines[0], "remove the lines from [pve:pending]"})
+	}
+	return all
+}
+
+// entries returns the lines of a section's NVIDIA entries.
+func (c *conf) entries(s pveconf.Section) []int {
+	section := &conf{inv: c.inv, uvm: c.uvm}
+	section.readEntries(s.Properties, s.Raw)
+	var lines []int
+	for _, m := range section.mounts {
+		lines = append(lines, m.line)
+	}
+	for _, d := range section.devices {
+		lines = append(lines, d.line)
+	}
+	for _, r := range section.rules {
+		lines = append(lines, r.line)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// list writes line numbers for a message.
+func list(lines []int) string {
+	var b strings.Builder
+	for i, n := range lines {
+		b.WriteString(map[bool]string{true: "line ", false: ", "}[i == 0])
+		b.WriteString(strconv.Itoa(n))
+	}
+	return b.String()
+}

@@ -1,0 +1,218 @@
+package passthrough
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"phoenix.internal/agent/pveconf"
+)
+
+// A conf holds the NVIDIA entries of a conf's main section.
+type conf struct {
+	file         *pveconf.File
+	inv          Inventory
+	unprivileged bool
+	mounts       []mount
+	rules        []rule // allow rules, cgroup v1 ones too
+	devices      []device
+	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
+	lines        []RuleLine
+	uvm          bool // nvidia-uvm is about to be given
+}
+
+// A mount is an lxc.mount.entry with an NVIDIA path as its source or target.
+type mount struct {
+	line     int
+	source   string // absolute, cleaned
+	target   string // absolute in the container, cleaned
+	noEffect string // why it does not give the device; empty if it does
+	hidden   bool   // a line end or NUL stands within
+}
+
+// A rule is an allow rule for NVIDIA devices.
+type rule struct {
+	line     int
+	rule     Rule
+	path     string // of a rule by path
+	stale    bool   // made for nvidia-uvm when it had another major
+	noEffect string
+	hidden   bool
+}
+
+// A device is a devN for an NVIDIA path.
+type device struct {
+	line      int
+	key       string
+	path      string // cleaned
+	denyWrite bool
+}
+
+func read(f *pveconf.File, inv Inventory, wantsUVM bool) *conf {
+	c := &conf{file: f, inv: inv, unprivileged: unprivileged(f), lines: RuleLines(f, inv), uvm: wantsUVM}
+	c.readEntries(f.Properties(), f.Raw())
+	return c
+}
+
+// readEntries collects the NVIDIA entries of one section.
+func (c *conf) readEntries(properties, raw []pveconf.Entry) {
+	for i, e := range raw {
+		if e.Key == mountKey {
+			c.readMount(e, raw[i+1:])
+		}
+	}
+	for _, e := range properties {
+		if !isDevice(e.Key) {
+			continue
+		}
+		d, err := pveconf.ParseDevice(e.Value)
+		if err != nil {
+			continue // lineProblems tells about it
+		}
+		if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
+			c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite})
+		}
+	}
+	// After mounts and devices, which tell a stale rule from a stranger's.
+	for i, e := range raw {
+		if e.Key == allowKey || e.Key == allowV1Key {
+			c.readRule(e, raw[i+1:])
+		}
+	}
+}
+
+// unprivileged says whether the container's root is not the host's; Proxmox treats a raw lxc.idmap like
+// the property (LXC.pm, update_lxc_config).
+func unprivileged(f *pveconf.File) bool {
+	v, _ := f.Property("unprivileged")
+	return v == "1" || slices.ContainsFunc(f.Raw(), func(e pveconf.Entry) bool { return e.Key == "lxc.idmap" })
+}
+
+var rootfsPattern = regexp.MustCompile(`^/var/lib/lxc/[0-9]+/rootfs/`)
+
+// readMount reads an fstab line as LXC does (lxc/conf.c, mount_file_entries). rest are the raw lines below.
+func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
+	value := lxcValue(e.Value)
+	fields := strings.FieldsFunc(value, func(r rune) bool { return r == ' ' || r == '\t' })
+	if len(fields) < 2 || strings.HasPrefix(value, "#") {
+		return
+	}
+	for i := range fields {
+		fields[i] = fstabEscapes.Replace(fields[i])
+	}
+	m := mount{line: e.Line, source: path.Clean(fields[0]), hidden: value != e.Value && strings.ContainsAny(e.Value, "\r\x00")}
+	absolute := strings.HasPrefix(fields[1], "/")
+	if root := rootfsPattern.FindString(fields[1]); root != "" {
+		m.target, absolute = path.Clean(fields[1][len(root)-1:]), false
+	} else {
+		m.target = path.Clean("/" + fields[1])
+	}
+	if !nvidiaPath.MatchString(m.source) && !nvidiaPath.MatchString(m.target) {
+		return
+	}
+	var options []string
+	if len(fields) > 3 {
+		options = strings.Split(fields[3], ",")
+	}
+	has := func(o string) bool { return slices.Contains(options, o) }
+	cleared := slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return o.Key == mountKey && lxcValue(o.Value) == "" })
+	switch {
+	case absolute:
+		m.noEffect = "its target begins with a slash, and LXC ignores it"
+	case cleared:
+		m.noEffect = "an empty lxc.mount.entry below cancels it"
+	case !has("bind") && !has("rbind"):
+		m.noEffect = "it is no bind mount"
+	case has("relative"):
+		m.noEffect = "its source is looked up in the container"
+	case has("nodev"):
+		m.noEffect = "nodev makes the device unusable"
+	case !has("create=file") && !has("create=dir"):
+		m.noEffect = "nothing makes its target: create=file is missing"
+	case !nvidiaPath.MatchString(m.source):
+		m.noEffect = "its source is no NVIDIA device"
+	}
+	c.mounts = append(c.mounts, m)
+}
+
+var fstabEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// readRule reads an allow rule. rest are the raw lines below.
+func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
+	value := lxcValue(e.Value)
+	parsed, p, err := parseRule(value, c.inv)
+	if err != nil {
+		return
+	}
+	r := rule{line: e.Line, rule: parsed, path: path.Clean(p), hidden: value != e.Value && strings.ContainsAny(e.Value, "\r\x00")}
+	if p == "" {
+		r.path = ""
+	}
+	switch {
+	case p != "":
+		if !nvidiaPath.MatchString(r.path) {
+			return
+		}
+	case parsed.Type == 'b':
+		return
+	case parsed.Major < 0:
+		if e.Key == allowKey && (parsed.Type == 'a' || parsed.opens(nvidiaMajor, parsed.Minor)) {
+			c.broad = append(c.broad, e)
+		}
+		return
+	case strings.HasPrefix(c.inv.driver(parsed.Major), "nvidia"):
+	case c.stale(parsed):
+		r.stale = true
+	default:
+		return
+	}
+	switch {
+	case e.Key == allowV1Key:
+		r.noEffect = "it is for cgroup v1"
+	case slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return cancels(o, parsed) }):
+		r.noEffect = "a line below cancels it"
+	}
+	c.rules = append(c.rules, r)
+}
+
+// cancels says whether the later raw line makes LXC forget the allow rule r.
+func cancels(e pveconf.Entry, r Rule) bool {
+	value := lxcValue(e.Value)
+	later, err := ParseRule(value)
+	switch e.Key {
+	case allowKey:
+		return value == "" || err == nil && later.Type == 'a'
+	case denyKey:
+		return err == nil && (later.Type == 'a' || later == r)
+	}
+	return false
+}
+
+// stale says whether a rule was most likely made for nvidia-uvm under a major it had before: the major is
+// one that the kernel gives out at run time, no driver has it now, the minor is one of nvidia-uvm's, and
+// the conf gives nvidia-uvm. Everything else may be meant for some other device.
+func (c *conf) stale(r Rule) bool {
+	return r.Type == 'c' && dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" && (c.uvm || c.givesUVM())
+}
+
+// dynamic says whether the kernel gives out this major at run time (Linux, fs/char_dev.c: 234 to 254, then
+// 511 down to 384).
+func dynamic(major int) bool {
+	return 234 <= major && major <= 254 || 384 <= major && major <= 511
+}
+
+func (c *conf) givesUVM() bool {
+	uvm := func(p string) bool { return p == "/dev/nvidia-uvm" || p == "/dev/nvidia-uvm-tools" }
+	return slices.ContainsFunc(c.mounts, func(m mount) bool { return uvm(m.source) }) ||
+		slices.ContainsFunc(c.devices, func(d device) bool { return uvm(d.path) })
+}
+
+// name is how a message calls a rule.
+func (r rule) name() string {
+	if r.path != "" {
+		return fmt.Sprintf("rule %q", r.path+" "+r.rule.Access)
+	}
+	return fmt.Sprintf("rule %q", r.rule.String())
+}
