@@ -1,0 +1,344 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+// Ports that are meant if an address names none.
+const (
+	controllerPort = "7460"
+	agentPort      = "7461"
+)
+
+// A Config is the settings of one call of phoenix-cli: from flags, else from PHOENIX_* variables, else from a file.
+type Config struct {
+	// File is the file that was read; empty if there is none.
+	File string `mapstructure:"-"`
+
+	Controller  string        `mapstructure:"controller"`   // host and port
+	Agents      []string      `mapstructure:"agents"`       // [NAME=]host and port; makes the CLI its own controller
+	TLS         TLS           `mapstructure:"tls"`          //
+	FleetFile   string        `mapstructure:"fleet_file"`   // only with Agents
+	FeaturesDir string        `mapstructure:"features_dir"` // only with Agents
+	StateDir    string        `mapstructure:"state_dir"`    // only with Agents: where runs are recorded
+	Color       string        `mapstructure:"color"`        // "auto", "always" or "never"
+	Timeout     time.Duration `mapstructure:"timeout"`      // of each call that is answered at once
+	JSON        bool          `mapstructure:"-"`
+}
+
+// TLS is the files of this person's identity, PEM.
+type TLS struct {
+	CertFile string `mapstructure:"cert_file"`
+	KeyFile  string `mapstructure:"key_file"`
+	CAFile   string `mapstructure:"ca_file"`
+}
+
+// An Agent is one agent to work with when there is no controller.
+type Agent struct {
+	Name    string // of its node
+	Address string // host and port
+}
+
+// settings are the keys of the file, each with its flag. The variable of a key is PHOENIX_ and the key in capitals,
+// with _ for the dot.
+var settings = []struct{ key, flag string }{
+	{"controller", "controller"},
+	{"agents", "agent"},
+	{"tls.cert_file", "tls-cert"},
+	{"tls.key_file", "tls-key"},
+	{"tls.ca_file", "tls-ca"},
+	{"fleet_file", "fleet"},
+	{"features_dir", "features-dir"},
+	{"state_dir", "state-dir"},
+	{"color", "color"},
+	{"timeout", "timeout"},
+}
+
+func globalFlags(f *pflag.FlagSet) {
+	f.String("config", "", "settings `FILE`; default ~/.config/phoenix/cli.yaml, then /etc/phoenix/cli.yaml")
+	f.String("controller", "", "`ADDRESS` of the controller, HOST[:7460]")
+	f.StringArray("agent", nil, "work without a controller: `[NAME=]ADDRESS` of an agent, HOST[:7461]; repeatable")
+	f.String("tls-cert", "", "`FILE` with this client's certificate, PEM")
+	f.String("tls-key", "", "`FILE` with its private key, PEM")
+	f.String("tls-ca", "", "`FILE` with the certificate authority, PEM")
+	f.String("fleet", "", "fleet `FILE`, with --agent")
+	f.String("features-dir", "", "`DIR` with the scripts of features, with --agent")
+	f.String("state-dir", "", "`DIR` where runs are recorded, with --agent; default ~/.local/state/phoenix")
+	f.String("color", "auto", "colour: auto, always or never; `WHEN`")
+	f.Duration("timeout", 2*time.Minute, "how long to wait for an answer")
+	f.Bool("json", false, "write the API's messages as JSON")
+}
+
+// loadConfig reads the settings. Relative paths in the file are relative to the file's own directory; nothing is
+// ever read from the working directory unasked.
+func loadConfig(flags *pflag.FlagSet) (Config, error) {
+	v := viper.New()
+	for _, s := range settings {
+		if err := v.BindEnv(s.key, envOf(s.key)); err != nil {
+			return Config{}, err
+		}
+		if err := v.BindPFlag(s.key, flags.Lookup(s.flag)); err != nil {
+			return Config{}, err
+		}
+	}
+	file, err := configFile(flags)
+	if err != nil {
+		return Config{}, err
+	}
+	fromFile := viper.New()
+	if file != "" {
+		if err := readFile(fromFile, file); err != nil {
+			return Config{}, err
+		}
+		if err := v.MergeConfigMap(fromFile.AllSettings()); err != nil {
+			return Config{}, fmt.Errorf("settings file %s: %w", file, err)
+		}
+	}
+	c := Config{File: file}
+	if err := v.Unmarshal(&c); err != nil {
+		return Config{}, &usageError{err: fmt.Errorf("settings: %w", err), hint: settingsHint(file)}
+	}
+	c.JSON, _ = flags.GetBool("json")
+	c.oneWay(flags, fromFile)
+	return c, nil
+}
+
+// oneWay leaves only the way to work, controller or agents, that was said most closely: a flag beats a variable, a
+// variable the file. Both at the same place are left for Validate to refuse.
+func (c *Config) oneWay(flags *pflag.FlagSet, fromFile *viper.Viper) {
+	layers := []func(key, flag string) bool{
+		func(_, flag string) bool { return flags.Changed(flag) },
+		func(key, _ string) bool { return os.Getenv(envOf(key)) != "" },
+		func(key, _ string) bool { return fromFile.IsSet(key) },
+	}
+	for _, set := range layers {
+		controller, agents := set("controller", "controller"), set("agents", "agent")
+		switch {
+		case controller && !agents:
+			c.Agents = nil
+		case agents && !controller:
+			c.Controller = ""
+		}
+		if controller || agents {
+			return
+		}
+	}
+}
+
+func envOf(key string) string {
+	return "PHOENIX_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// configFile returns the path of the file to read; empty if there is none.
+func configFile(flags *pflag.FlagSet) (string, error) {
+	path, _ := flags.GetString("config")
+	if path == "" {
+		path = os.Getenv("PHOENIX_CONFIG")
+	}
+	if path != "" {
+		return path, nil
+	}
+	for _, path := range defaultFiles() {
+		_, err := os.Stat(path)
+		if err == nil {
+			return path, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return "", fmt.Errorf("look for settings: %w", err)
+		}
+	}
+	return "", nil
+}
+
+func defaultFiles() []string {
+	files := []string{"/etc/phoenix/cli.yaml"}
+	if dir, err := os.UserConfigDir(); err == nil {
+		files = slices.Insert(files, 0, filepath.Join(dir, "phoenix", "cli.yaml"))
+	}
+	return files
+}
+
+func readFile(v *viper.Viper, path string) error {
+	v.SetConfigFile(path)
+	v.SetConfigType("yaml")
+	if err := v.ReadInConfig(); err != nil {
+		return &usageError{err: fmt.Errorf("settings file %s: %w", path, err), hint: settingsHint(path)}
+	}
+	var known, unknown []string
+	for _, s := range settings {
+		known = append(known, s.key)
+	}
+	for _, key := range v.AllKeys() {
+		if !slices.Contains(known, key) {
+			unknown = append(unknown, key)
+		}
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		return &usageError{
+			err:  fmt.Errorf("settings file %s: unknown key %s", path, strings.Join(unknown, ", ")),
+			hint: "The keys are " + strings.Join(known, ", ") + ".",
+		}
+	}
+	dir := filepath.Dir(path)
+	for _, key := range []string{"tls.cert_file", "tls.key_file", "tls.ca_file", "fleet_file", "features_dir", "state_dir"} {
+		if p := v.GetString(key); p != "" && !filepath.IsAbs(p) {
+			v.Set(key, filepath.Join(dir, p))
+		}
+	}
+	return nil
+}
+
+func settingsHint(file string) string {
+	if file == "" {
+		return "See the flags and PHOENIX_* variables in docs/cli.md."
+	}
+	return "Mend " + file + ", or name another file with --config."
+}
+
+// Local tells whether the engine runs in this process: with agents, or with nobody at all for what needs nobody.
+func (c *Config) Local() bool { return c.Controller == "" }
+
+// Validate reports everything that is wrong for a command that asks somebody, each problem with its key.
+func (c *Config) Validate() error {
+	problems := c.common()
+	switch {
+	case c.Controller == "" && len(c.Agents) == 0:
+		if len(problems) == 0 {
+			return notConfigured()
+		}
+	case c.Controller != "" && len(c.Agents) > 0:
+		problems = append(problems, errors.New("controller, agents: both are set; choose one"))
+	}
+	if c.Controller != "" {
+		if _, err := withPort(c.Controller, controllerPort); err != nil {
+			problems = append(problems, fmt.Errorf("controller: %w", err))
+		}
+	}
+	if _, err := c.agents(); err != nil {
+		problems = append(problems, err)
+	}
+	for _, f := range []struct{ key, path string }{
+		{"tls.cert_file", c.TLS.CertFile}, {"tls.key_file", c.TLS.KeyFile}, {"tls.ca_file", c.TLS.CAFile},
+	} {
+		if f.path == "" {
+			problems = append(problems, fmt.Errorf("%s: not set; every connection is mutual TLS", f.key))
+		} else if err := readable(f.path); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", f.key, err))
+		}
+	}
+	return c.invalid(problems)
+}
+
+// ValidateOffline is Validate for a command that asks nobody.
+func (c *Config) ValidateOffline() error { return c.invalid(c.common()) }
+
+func (c *Config) common() []error {
+	var problems []error
+	if !slices.Contains([]string{"auto", "always", "never"}, c.Color) {
+		problems = append(problems, fmt.Errorf("color: %q is not auto, always or never", c.Color))
+	}
+	if c.Timeout <= 0 {
+		problems = append(problems, fmt.Errorf("timeout: %v is not more than 0", c.Timeout))
+	}
+	return problems
+}
+
+func (c *Config) invalid(problems []error) error {
+	if len(problems) == 0 {
+		return nil
+	}
+	lines := make([]string, len(problems))
+	for i, p := range problems {
+		lines[i] = p.Error()
+	}
+	return &usageError{err: errors.New("settings: " + strings.Join(lines, "; ")), hint: settingsHint(c.File)}
+}
+
+func notConfigured() error {
+	return &usageError{
+		err: errors.New("no controller and no agent is configured"),
+		hint: "Give one of three: a flag (--controller HOST, or --agent [NAME=]HOST to work without a controller), " +
+			"a variable (PHOENIX_CONTROLLER or PHOENIX_AGENTS), or a line \"controller: HOST\" in " +
+			strings.Join(defaultFiles(), " or ") + ".",
+	}
+}
+
+// agents returns the agents to work with. The name of a node is that before the "=", or the host's up to the first
+// dot.
+func (c *Config) agents() ([]Agent, error) {
+	var agents []Agent
+	for _, s := range c.Agents {
+		name, address, named := strings.Cut(s, "=")
+		if !named {
+			name, address = "", s
+		}
+		address, err := withPort(address, agentPort)
+		if err != nil {
+			return nil, fmt.Errorf("agents: %w", err)
+		}
+		if named && name == "" {
+			return nil, fmt.Errorf("agents: %q has no name before the \"=\"", s)
+		}
+		if name == "" {
+			host, _, _ := net.SplitHostPort(address)
+			if name = host; net.ParseIP(host) == nil {
+				name, _, _ = strings.Cut(host, ".")
+			}
+		}
+		if slices.ContainsFunc(agents, func(a Agent) bool { return a.Name == name }) {
+			return nil, fmt.Errorf("agents: two are named %q", name)
+		}
+		agents = append(agents, Agent{Name: name, Address: address})
+	}
+	return agents, nil
+}
+
+// withPort returns address with the port, if it has none.
+func withPort(address, port string) (string, error) {
+	host, p, err := net.SplitHostPort(address)
+	if err != nil {
+		host, p = strings.Trim(address, "[]"), port
+		if strings.Contains(host, ":") && net.ParseIP(host) == nil {
+			return "", fmt.Errorf("%q is not HOST or HOST:PORT", address)
+		}
+	}
+	if host == "" || strings.ContainsAny(host, "/ =") {
+		return "", fmt.Errorf("%q is not HOST or HOST:PORT", address)
+	}
+	if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
+		return "", fmt.Errorf("%q: port %q is not a number from 1 to 65535", address, p)
+	}
+	return net.JoinHostPort(host, p), nil
+}
+
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// colored tells whether a stream is written in colour. NO_COLOR (no-color.org) counts only where nobody said more.
+func (c *Config) colored(isTerminal bool) bool {
+	switch c.Color {
+	case "always":
+		return true
+	case "never":
+		return false
+	default:
+		return isTerminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	}
+}

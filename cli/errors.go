@@ -1,0 +1,217 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"phoenix.internal/cli/output"
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+)
+
+// errorDomain is that of Phoenix's reasons in google.rpc.ErrorInfo.
+const errorDomain = "phoenix.internal"
+
+// A usageError is a command line or a setting that is wrong whatever the fleet is like.
+type usageError struct {
+	err  error
+	hint string
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// misuse makes a usageError of what cobra, or a command, says of its arguments.
+func misuse(cmd *cobra.Command, err error) error {
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return err
+	}
+	return &usageError{err: err, hint: fmt.Sprintf("See \"%s --help\".", cmd.CommandPath())}
+}
+
+// A failure is an error with what to do about it.
+type failure struct {
+	err  error
+	hint string
+}
+
+func (e *failure) Error() string { return e.err.Error() }
+func (e *failure) Unwrap() error { return e.err }
+
+// A commandExit is the status that a command ended with; there is nothing to report.
+type commandExit struct{ code int }
+
+func (e *commandExit) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// A timeoutError says that an answer took too long for --timeout.
+type timeoutError struct{ after time.Duration }
+
+func (e *timeoutError) Error() string { return fmt.Sprintf("no answer within %v", e.after) }
+
+// errQuiet fails a command whose own output has said everything.
+var errQuiet = &commandExit{code: exitFailed}
+
+// report writes err for a person: a line for each error, and under it what to do next.
+func report(w io.Writer, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
+			report(w, err)
+		}
+		return
+	}
+	if err == errQuiet {
+		return
+	}
+	hint := ""
+	if e, ok := errors.AsType[*usageError](err); ok {
+		hint = e.hint
+	} else if e, ok := errors.AsType[*failure](err); ok {
+		hint = e.hint
+	}
+	fmt.Fprintf(w, "phoenix-cli: %s\n", oneLine(err.Error()))
+	if hint != "" {
+		fmt.Fprintf(w, "  %s\n", oneLine(hint))
+	}
+}
+
+func oneLine(s string) string {
+	return output.Clean(strings.Join(strings.Fields(s), " "))
+}
+
+// describe turns the status of a failed call into words, with advice.
+func describe(err error, c Config) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, err := range joined.Unwrap() {
+			errs = append(errs, describe(err, c))
+		}
+		return errors.Join(errs...)
+	}
+	st, ok := statusOf(err)
+	if !ok {
+		return err
+	}
+	message := strings.Replace(err.Error(), st.Err().Error(), st.Message(), 1)
+	for _, detail := range st.Details() {
+		info, ok := detail.(*errdetails.ErrorInfo)
+		if ok && info.GetDomain() == errorDomain {
+			return &failure{err: &callError{message, err}, hint: adviceFor(info)}
+		}
+	}
+	return describeCode(st.Code(), message, err, c)
+}
+
+// A callError shows the message of a status without grpc's words around it.
+type callError struct {
+	message string
+	err     error
+}
+
+func (e *callError) Error() string { return e.message }
+func (e *callError) Unwrap() error { return e.err }
+
+// describeCode speaks of a status that no Phoenix server made: the way to it failed, or grpc itself refused.
+func describeCode(code codes.Code, message string, err error, c Config) error {
+	who := "the controller at " + c.Controller
+	if c.Local() {
+		who = "the engine in this process"
+	}
+	f := &failure{err: &callError{message, err}}
+	switch code {
+	case codes.Unavailable:
+		f.err = &callError{fmt.Sprintf("reach %s: %s", who, message), err}
+		f.hint = "See that phoenix-controller runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
+		if strings.Contains(message, "tls:") || strings.Contains(message, "x509:") {
+			f.hint = "The two sides must trust the same certificate authority; see tls.cert_file, tls.key_file and tls.ca_file of both."
+		}
+	case codes.DeadlineExceeded:
+		f.err = &callError{fmt.Sprintf("%s gave no answer within %v", who, c.Timeout), err}
+		f.hint = "A node that hangs keeps the others waiting: see \"phoenix-cli health\". --timeout waits longer."
+	case codes.Canceled:
+		f.err = &callError{"interrupted", err}
+	case codes.Unimplemented:
+		f.hint = "The controller is older than this phoenix-cli: install the same version of both."
+	case codes.Unauthenticated, codes.PermissionDenied:
+		f.hint = "The certificate in tls.cert_file may not do this; ask whoever runs the fleet for one that may."
+	case codes.ResourceExhausted:
+		f.hint = "Ask for less at once: name CTIDs, or one --node."
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		f.hint = "This is a defect of Phoenix; the log of " + who + " says more."
+	}
+	return f
+}
+
+// statusOf finds the status in the chain of err.
+func statusOf(err error) (*status.Status, bool) {
+	if err == nil {
+		return nil, false
+	}
+	if e, ok := errors.AsType[interface {
+		error
+		GRPCStatus() *status.Status
+	}](err); ok {
+		return e.GRPCStatus(), true
+	}
+	if errors.Is(err, context.Canceled) {
+		return status.FromContextError(context.Canceled), true
+	}
+	return nil, false
+}
+
+// adviceFor returns what to do about a reason. {key} in the advice stands for the value in the metadata.
+func adviceFor(info *errdetails.ErrorInfo) string {
+	text := advice[errorv1.Reason(errorv1.Reason_value["REASON_"+info.GetReason()])]
+	for key, value := range info.GetMetadata() {
+		text = strings.ReplaceAll(text, "{"+key+"}", value)
+	}
+	return text
+}
+
+// advice says for each reason what a person does next.
+var advice = map[errorv1.Reason]string{
+	errorv1.Reason_REASON_INVALID_FIELD:          "Change the argument; --help says what it may be.",
+	errorv1.Reason_REASON_PROPERTY_NOT_ALLOWED:   "Set it with Proxmox's own tools: pct set.",
+	errorv1.Reason_REASON_LXC_OPTION_NOT_ALLOWED: "Allow it in allowed_lxc_options of the agent's settings, if you mean it.",
+
+	errorv1.Reason_REASON_CONTAINER_NOT_FOUND:   "See what there is: phoenix-cli containers; and whether every node answers: phoenix-cli health.",
+	errorv1.Reason_REASON_CONTAINER_NOT_RUNNING: "Start it: pct start {ctid} on its node, or phoenix-cli apply --start {ctid}.",
+	errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE: "A template never runs: take a container cloned from it.",
+	errorv1.Reason_REASON_CONTAINER_LOCKED:      "Wait for the operation of Proxmox to end. If it crashed: pct unlock {ctid} on the node.",
+	errorv1.Reason_REASON_INSTANCE_CHANGED:      "Somebody restarted it meanwhile: look again, then repeat.",
+
+	errorv1.Reason_REASON_DIGEST_MISMATCH:     "Somebody changed the conf meanwhile: look again, then repeat.",
+	errorv1.Reason_REASON_CONF_LOCK_TIMEOUT:   "Another process works on the conf: see the tasks of {ctid} in Proxmox, then repeat.",
+	errorv1.Reason_REASON_NO_QUORUM:           "Bring the cluster's other nodes back: pvecm status on the node.",
+	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE: "See systemctl status pve-cluster on the node.",
+	errorv1.Reason_REASON_CONF_TOO_LARGE:      "Shorten the conf: remove snapshots or the description.",
+	errorv1.Reason_REASON_REVISION_NOT_FOUND:  "See those that are kept: phoenix-cli conf revisions {ctid}.",
+
+	errorv1.Reason_REASON_GPU_NOT_FOUND:       "See the node's GPUs: phoenix-cli devices; then correct gpu_assignment in the fleet file.",
+	errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE: "Bind GPU {gpu} to the nvidia driver, or assign another: phoenix-cli devices.",
+	errorv1.Reason_REASON_DRIVER_NOT_LOADED:   "Install or load the driver on the node: modprobe nvidia; then dmesg.",
+	errorv1.Reason_REASON_DEVICE_NODE_MISSING: "Run nvidia-modprobe -u -c=0 on the node and look at {path}.",
+
+	errorv1.Reason_REASON_STOP_TIMEOUT:          "Give it longer (--timeout), or let it be killed: without --no-force.",
+	errorv1.Reason_REASON_START_FAILED:          "See why: pct start {ctid} --debug on the node; and phoenix-cli conf show {ctid}.",
+	errorv1.Reason_REASON_START_ROLLED_BACK:     "See what the new conf changed: phoenix-cli plan {ctid}; and why it did not start, in the message.",
+	errorv1.Reason_REASON_PCT_FAILED:            "The message holds what pct printed; the task log of Proxmox says more.",
+	errorv1.Reason_REASON_ATTACH_FAILED:         "See that the container is healthy: phoenix-cli probe {ctid}; restarting it may help.",
+	errorv1.Reason_REASON_LIMIT_EXCEEDED:        "Too much at once ({limit}): wait for something to end, then repeat.",
+	errorv1.Reason_REASON_NODE_UNREACHABLE:      "See systemctl status phoenix-agent on {node}, and that {address} can be reached.",
+	errorv1.Reason_REASON_NODE_NOT_FOUND:        "See the names of the nodes: phoenix-cli nodes.",
+	errorv1.Reason_REASON_FLEET_INVALID:         "See every error with its line: phoenix-cli validate.",
+	errorv1.Reason_REASON_RUN_NOT_FOUND:         "See the runs: phoenix-cli runs.",
+	errorv1.Reason_REASON_RUN_IN_PROGRESS:       "Follow it: phoenix-cli runs watch {run}; or end it: phoenix-cli runs cancel {run}.",
+	errorv1.Reason_REASON_NOT_IN_FLEET:          "See what the fleet file has: phoenix-cli status; and correct the CTID or the file.",
+	errorv1.Reason_REASON_FLEET_UNREADABLE:      "Set fleet_file in the controller's settings, or give --fleet FILE with --agent.",
+	errorv1.Reason_REASON_INTERNAL:              "This is a defect of Phoenix: the server's log has the rest under request_id {request_id}.",
+	errorv1.Reason_REASON_CTID_ON_SEVERAL_NODES: "Set the key node of the container in the fleet file, or remove the stale copy from one of {nodes}.",
+}

@@ -1,0 +1,314 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"phoenix.internal/cli/output"
+	"phoenix.internal/cli/terminal"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+)
+
+// Limits of the API.
+const (
+	stdinChunk     = 32 << 10
+	maxTerminal    = 4096
+	defaultTimeout = time.Hour
+	maxTimeout     = 24 * time.Hour
+	maxEnv         = 64
+	maxArgv        = 256
+)
+
+// insistence is how often a signal must come until it ends the call instead of going to the command.
+const insistence = 3
+
+type execOptions struct {
+	ctid       int32
+	argv, env  []string
+	stdin, tty bool
+	timeout    time.Duration
+}
+
+func (p *Program) execCommand() *cobra.Command {
+	var o execOptions
+	cmd := &cobra.Command{
+		Use:   "exec [-i] [-t] [-e NAME=VALUE] CTID [--] COMMAND [ARG...]",
+		Short: "Run a command in a container",
+		Long: `Run a command in a running container, with its output, and exit with its status.
+
+No shell is involved: take "sh -c '...'" for one. With -t the command gets a terminal; -it is a session in it. Signals
+go to the command; one that comes three times ends the call, and the command with it.
+
+Exit status: the command's own, 128 plus the number of the signal that ended it, 126 if it cannot be executed, 127 if
+it is not there; 1, with a message, if there is no answer from it.`,
+		Example: "  phoenix-cli exec 901 nvidia-smi\n  phoenix-cli exec -it 901 bash\n  phoenix-cli exec -i 901 sh -c 'cat > /tmp/x' < x",
+		Args:    execArgs,
+		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
+			o.ctid, o.argv = mustCTID(args[0]), commandOf(args)
+			return execute(ctx, s, o)
+		}),
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false) // what stands after the CTID is the command's
+	f.BoolVarP(&o.stdin, "stdin", "i", false, "send stdin to the command")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "variable `NAME=VALUE` for the command; repeatable")
+	f.DurationVar(&o.timeout, "timeout", defaultTimeout, "end the command after this time, at most 24h")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return misuseIf(cmd, o.check(cmd)) }
+	return cmd
+}
+
+func execArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return misuse(cmd, errors.New("phoenix-cli exec: CTID and COMMAND are missing"))
+	}
+	if _, err := parseCTID(args[0]); err != nil {
+		return misuse(cmd, err)
+	}
+	if len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-") {
+		return misuse(cmd, fmt.Errorf("%q stands after the CTID: flags of exec stand before it", args[1]))
+	}
+	argv := commandOf(args)
+	if len(argv) == 0 || argv[0] == "" {
+		return misuse(cmd, errors.New("phoenix-cli exec: COMMAND is missing"))
+	}
+	if len(argv) > maxArgv {
+		return misuse(cmd, fmt.Errorf("phoenix-cli exec: %d arguments are more than %d", len(argv), maxArgv))
+	}
+	return nil
+}
+
+// commandOf returns the command after the CTID and an optional "--".
+func commandOf(args []string) []string {
+	argv := args[1:]
+	if len(argv) > 0 && argv[0] == "--" {
+		argv = argv[1:]
+	}
+	return argv
+}
+
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=`)
+
+func (o *execOptions) check(cmd *cobra.Command) error {
+	for _, e := range o.env {
+		if !envName.MatchString(e) {
+			return fmt.Errorf("--env %q is not NAME=VALUE", e)
+		}
+	}
+	if len(o.env) > maxEnv {
+		return fmt.Errorf("--env: %d variables are more than %d", len(o.env), maxEnv)
+	}
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON && o.tty {
+		return errors.New("--json and --tty exclude each other")
+	}
+	return checkDuration("timeout", o.timeout, time.Second, maxTimeout)
+}
+
+// execute runs a command and returns its status as a commandExit.
+func execute(ctx context.Context, s *session, o execOptions) (err error) {
+	// Signals belong to the command, which may want to end in its own way.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	start := &typev1.ExecStart{
+		Ctid: o.ctid, Argv: o.argv, Env: o.env, Tty: o.tty, Stdin: o.stdin, Timeout: durationpb.New(o.timeout),
+	}
+	if o.tty {
+		if !terminal.Is(s.in) {
+			return &failure{err: errors.New("--tty: stdin is not a terminal"), hint: "Leave out -t."}
+		}
+		start.Size = terminalSize(s)
+	}
+	stream, err := controllerv1.NewContainerServiceClient(s.conn).Exec(ctx)
+	if err != nil {
+		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
+	}
+	if err := stream.Send(&controllerv1.ExecRequest{Input: &typev1.ExecInput{Input: &typev1.ExecInput_Start{Start: start}}}); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
+	}
+	if o.tty && o.stdin {
+		restore, err := terminal.Raw(s.in.(*os.File))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, restore()) }()
+	}
+	in := execInput{send: stream.Send, cancel: cancel, inputs: make(chan *typev1.ExecInput)}
+	finish := in.start(ctx, s, o)
+	defer finish()
+	exit, err := receive(stream, s)
+	if err != nil {
+		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
+	}
+	return ended(s, o, exit)
+}
+
+// receive copies the output of a command until it ends.
+func receive(stream controllerv1.ContainerService_ExecClient, s *session) (*typev1.ExecExit, error) {
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("the answer ended before the command did")
+		}
+		if err != nil {
+			return nil, err
+		}
+		if s.json {
+			if err := output.WriteJSONLine(s.out, r); err != nil {
+				return nil, err
+			}
+		}
+		switch out := r.GetOutput().GetOutput().(type) {
+		case *typev1.ExecOutput_Stdout:
+			if !s.json {
+				_, err = s.out.Write(out.Stdout)
+			}
+		case *typev1.ExecOutput_Stderr:
+			if !s.json {
+				_, err = s.err.Write(out.Stderr)
+			}
+		case *typev1.ExecOutput_Exit:
+			return out.Exit, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// ended passes on how a command ended.
+func ended(s *session, o execOptions, exit *typev1.ExecExit) error {
+	if exit.GetTimedOut() {
+		s.warn("exec in CTID %d: the command was ended because its time of %v was over; --timeout gives more", o.ctid, o.timeout)
+	}
+	if !exit.GetOutputComplete() {
+		s.warn("exec in CTID %d: the output may lack its end: a process that the command left behind still holds it", o.ctid)
+	}
+	if exit.GetCode() == 0 {
+		return nil
+	}
+	return &commandExit{code: int(exit.GetCode())}
+}
+
+// An execInput sends what goes to a command. Only one goroutine may send on a stream, so all others hand it their
+// messages.
+type execInput struct {
+	send   func(*controllerv1.ExecRequest) error
+	cancel context.CancelFunc
+	inputs chan *typev1.ExecInput
+}
+
+// start begins to send and returns what ends it. The reader of stdin is not waited for: a read of a terminal or pipe
+// cannot be interrupted, and ends with the process.
+func (in *execInput) start(ctx context.Context, s *session, o execOptions) (finish func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGWINCH, syscall.SIGPIPE)
+	sent, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(sent)
+		in.sendAll(ctx)
+	}()
+	go func() {
+		defer close(watched)
+		in.watch(ctx, s, o, signals)
+	}()
+	if o.stdin {
+		go in.readStdin(ctx, s.in)
+	}
+	return func() {
+		signal.Stop(signals)
+		cancel()
+		in.cancel() // a Send that waits for the other side's window returns
+		<-watched
+		<-sent
+	}
+}
+
+func (in *execInput) sendAll(ctx context.Context) {
+	for {
+		select {
+		case m := <-in.inputs:
+			if in.send(&controllerv1.ExecRequest{Input: m}) != nil {
+				return // Recv says why
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// put hands a message to the sender; false if the call has ended.
+func (in *execInput) put(ctx context.Context, m *typev1.ExecInput) bool {
+	select {
+	case in.inputs <- m:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (in *execInput) readStdin(ctx context.Context, r io.Reader) {
+	buf := make([]byte, stdinChunk)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 && !in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Stdin{Stdin: append([]byte(nil), buf[:n]...)}}) {
+			return
+		}
+		if err != nil { // also a terminal that is gone is an end
+			in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_StdinEnd{StdinEnd: &typev1.ExecStdinEnd{}}})
+			return
+		}
+	}
+}
+
+// signalNames are the signals that are passed on, by the names of the API.
+var signalNames = map[os.Signal]string{
+	syscall.SIGINT: "INT", syscall.SIGTERM: "TERM", syscall.SIGHUP: "HUP", syscall.SIGQUIT: "QUIT",
+	syscall.SIGUSR1: "USR1", syscall.SIGUSR2: "USR2",
+}
+
+func (in *execInput) watch(ctx context.Context, s *session, o execOptions, signals <-chan os.Signal) {
+	times := map[os.Signal]int{}
+	for {
+		select {
+		case sig := <-signals:
+			switch {
+			case sig == syscall.SIGPIPE: // the write fails with EPIPE, and the terminal is restored on the way out
+			case sig == syscall.SIGWINCH:
+				if size := terminalSize(s); o.tty && size != nil {
+					in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Resize{Resize: size}})
+				}
+			default:
+				if times[sig]++; times[sig] >= insistence {
+					in.cancel()
+					return
+				}
+				in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: signalNames[sig]}}})
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// terminalSize returns the size of the person's terminal, nil if it does not tell.
+func terminalSize(s *session) *typev1.TerminalSize {
+	columns, rows, ok := terminal.Size(s.in)
+	if !ok {
+		return nil
+	}
+	return &typev1.TerminalSize{Columns: int32(min(columns, maxTerminal)), Rows: int32(min(rows, maxTerminal))}
+}

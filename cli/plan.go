@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"phoenix.internal/cli/output"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+)
+
+type planOptions struct {
+	ctids         ctidSet
+	start, verify bool
+}
+
+func (p *Program) planCommand() *cobra.Command {
+	var o planOptions
+	cmd := &cobra.Command{
+		Use:   "plan [CTID...]",
+		Short: "Show what apply would do: the steps, and each conf's diff",
+		Long: `Show what apply would do, for all containers of the fleet file or those named: the steps in their order, and
+how the conf would change. Nothing is changed.
+
+Exit status: 0, also if there is something to do; 1 if a container cannot be planned or a node does not answer.`,
+		Args: ctidsArgs,
+		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
+			o.ctids.add(args)
+			return planFleet(ctx, s, o)
+		}),
+	}
+	o.ctids.flag(cmd.Flags())
+	cmd.Flags().BoolVar(&o.start, "start", false, "start stopped containers that have GPUs assigned")
+	cmd.Flags().BoolVar(&o.verify, "verify", false, "verify the devices also where nothing has changed")
+	return cmd
+}
+
+func planFleet(ctx context.Context, s *session, o planOptions) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	r, err := controllerv1.NewRunServiceClient(s.conn).Plan(ctx, &controllerv1.PlanRequest{
+		Ctids: o.ctids, Start: o.start, Verify: o.verify,
+	})
+	if err != nil {
+		return fmt.Errorf("plan: %w", err)
+	}
+	if s.json {
+		err = output.WriteJSON(s.out, r)
+	} else {
+		err = writePlan(s, r.GetPlan())
+	}
+	err = errors.Join(err, unreachable(r.GetPlan().GetUnreachable()))
+	for _, c := range r.GetPlan().GetContainers() {
+		for _, e := range c.GetErrors() {
+			err = errors.Join(err, fmt.Errorf("CTID %d: %s", c.GetCtid(), e))
+		}
+	}
+	return err
+}
+
+func writePlan(s *session, plan *controllerv1.Plan) error {
+	for _, w := range plan.GetWarnings() {
+		fmt.Fprintln(s.out, s.paint.Text(output.Warn, "warning: "+w))
+	}
+	var change, same, failed int
+	for _, c := range plan.GetContainers() {
+		switch {
+		case len(c.GetErrors()) > 0:
+			failed++
+		case len(c.GetSteps()) > 0:
+			change++
+		default:
+			same++
+		}
+		if err := writeContainerPlan(s, c); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(s.out, "\n%s to change, %d as they should be, %d that cannot be planned.\n",
+		count(change, "container"), same, failed)
+	return err
+}
+
+func writeContainerPlan(s *session, c *controllerv1.ContainerPlan) error {
+	head := fmt.Sprintf("%d %s", c.GetCtid(), c.GetName())
+	if c.GetNode() != "" {
+		head += " on " + c.GetNode()
+	}
+	fmt.Fprintf(s.out, "\n%s: %s\n", s.paint.Text(output.Bold, head), gpuChange(s, c))
+	for _, e := range c.GetErrors() {
+		fmt.Fprintf(s.out, "  %s\n", s.paint.Text(output.Bad, "error: "+e))
+	}
+	for _, note := range c.GetNotes() {
+		fmt.Fprintf(s.out, "  %s\n", s.paint.Text(output.Faint, "note: "+note))
+	}
+	if len(c.GetSteps()) == 0 && len(c.GetErrors()) == 0 {
+		fmt.Fprintln(s.out, "  nothing to do")
+	}
+	if after := c.GetAfter(); len(after) > 0 && len(c.GetSteps()) > 0 {
+		fmt.Fprintf(s.out, "  after %s:\n", joinInts(after))
+	}
+	for i, step := range c.GetSteps() {
+		fmt.Fprintf(s.out, "  %d. %s", i+1, s.paint.Text(output.Info, stepName(step)))
+		if step.GetReason() != "" {
+			fmt.Fprintf(s.out, ": %s", output.Clean(step.GetReason()))
+		}
+		fmt.Fprintln(s.out)
+	}
+	conf := confName(c.GetCtid())
+	return output.WriteDiff(s.out, s.paint, "    ", conf, conf+" (planned)", c.GetConfBefore(), c.GetConfAfter())
+}
+
+func gpuChange(s *session, c *controllerv1.ContainerPlan) string {
+	name := func(ns []int32) string {
+		var t []string
+		for _, n := range ns {
+			if n < 0 {
+				t = append(t, "?")
+			} else {
+				t = append(t, fmt.Sprint(n))
+			}
+		}
+		if len(t) == 0 {
+			return "none"
+		}
+		return strings.Join(t, ",")
+	}
+	was, is := name(c.GetConfiguredGpuIndexes()), name(c.GetDesiredGpuIndexes())
+	if was == is {
+		return "GPUs " + is
+	}
+	return fmt.Sprintf("GPUs %s -> %s", s.paint.Text(output.Bad, was), s.paint.Text(output.Good, is))
+}
+
+// stepName names a planned step, or a step of a run.
+func stepName(step interface {
+	GetKind() controllerv1.StepKind
+	GetFeature() string
+}) string {
+	name := word(step.GetKind())
+	if step.GetFeature() != "" {
+		name += " " + step.GetFeature()
+	}
+	return name
+}

@@ -1,0 +1,68 @@
+package terminal
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"phoenix.internal/cli/output"
+)
+
+// A Line is one line of a board: fixed text, cut at the width of the terminal before it is coloured.
+type Line []Segment
+
+// A Segment is a piece of a line.
+type Segment struct {
+	Text  string
+	Color output.Color
+}
+
+// A Board is a block of lines at the bottom of a terminal that is drawn again and again in place. It is not safe for
+// concurrent use.
+type Board struct {
+	w     io.Writer
+	paint output.Paint
+	size  func() (columns, rows int)
+	drawn int // lines on the terminal now
+}
+
+// NewBoard returns a board on a terminal. size is asked before each drawing, since windows change.
+func NewBoard(w io.Writer, p output.Paint, size func() (columns, rows int)) *Board {
+	return &Board{w: w, paint: p, size: size}
+}
+
+// Draw replaces what the board shows. Lines beyond the height of the terminal are left out, the first ones kept: a
+// cursor cannot go back to a line that has scrolled away.
+func (b *Board) Draw(lines []Line) error {
+	columns, rows := b.size()
+	hidden := 0
+	if limit := max(rows-2, 1); len(lines) > limit {
+		hidden = len(lines) - limit
+		lines = append(lines[:limit:limit], Line{{Text: fmt.Sprintf("… and %d more", hidden), Color: output.Faint}})
+	}
+	var s strings.Builder
+	s.WriteString(b.back())
+	for _, line := range lines {
+		left := columns
+		for _, seg := range line {
+			text := output.Fit(output.Clean(seg.Text), left)
+			left -= output.Width(text)
+			s.WriteString(b.paint.Text(seg.Color, text))
+		}
+		s.WriteString("\x1b[K\r\n")
+	}
+	b.drawn = len(lines)
+	_, err := io.WriteString(b.w, s.String())
+	return err
+}
+
+// Leave leaves what was drawn where it is: the next drawing begins below it.
+func (b *Board) Leave() { b.drawn = 0 }
+
+// back returns what moves the cursor to the board's first line and erases everything below.
+func (b *Board) back() string {
+	if b.drawn == 0 {
+		return ""
+	}
+	return fmt.Sprintf("\x1b[%dA\r\x1b[J", b.drawn)
+}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"phoenix.internal/cli/output"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+)
+
+// maxFleetFile is how much of a fleet file the API takes.
+const maxFleetFile = 8 << 20
+
+func (p *Program) validateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate [FILE]",
+		Short: "Check a fleet file",
+		Long: `Check a fleet file and show every error and warning with its line.
+
+With FILE (or "-" for stdin) nobody is asked: it needs no controller, no agent and no settings.
+Without FILE the controller checks the fleet file that it uses.
+
+Exit status: 0 if there is no error; warnings do not count.`,
+		Args: between(0, "FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return p.connected(func(ctx context.Context, s *session, _ []string) error {
+					return validate(ctx, s, &controllerv1.ValidateFleetRequest{})
+				})(cmd, args)
+			}
+			return p.offline(func(ctx context.Context, s *session, args []string) error {
+				r, err := fleetFile(s, args[0])
+				if err != nil {
+					return err
+				}
+				return validate(ctx, s, r)
+			})(cmd, args)
+		},
+	}
+}
+
+// fleetFile reads a fleet file from a path, or from stdin if that is "-".
+func fleetFile(s *session, path string) (*controllerv1.ValidateFleetRequest, error) {
+	r := &controllerv1.ValidateFleetRequest{Name: path}
+	var in io.Reader
+	if path == "-" {
+		r.Name, in = "stdin", s.in
+	} else {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("read the fleet file: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	var err error
+	if r.Content, err = io.ReadAll(io.LimitReader(in, maxFleetFile+1)); err != nil {
+		return nil, fmt.Errorf("read the fleet file: %w", err)
+	}
+	if len(r.Content) > maxFleetFile {
+		return nil, fmt.Errorf("read the fleet file: %s is larger than 8 MiB", r.Name)
+	}
+	if len(r.Content) == 0 {
+		r.Content = []byte("\n") // no content at all would mean the controller's own file
+	}
+	return r, nil
+}
+
+func validate(ctx context.Context, s *session, r *controllerv1.ValidateFleetRequest) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	a, err := controllerv1.NewFleetServiceClient(s.conn).ValidateFleet(ctx, r)
+	if err != nil {
+		return fmt.Errorf("check the fleet file: %w", err)
+	}
+	if s.json {
+		err = output.WriteJSON(s.out, a)
+	} else {
+		err = writeFindings(s, a, r.GetName())
+	}
+	if err == nil && !a.GetValid() {
+		err = errQuiet
+	}
+	return err
+}
+
+func writeFindings(s *session, a *controllerv1.ValidateFleetResponse, name string) error {
+	if name == "" {
+		name = "the controller's fleet file"
+	}
+	var mistakes, warnings int
+	for _, f := range a.GetFindings() {
+		if f.GetSeverity() == controllerv1.Severity_SEVERITY_WARNING {
+			warnings++
+			fmt.Fprintln(s.out, s.paint.Text(output.Warn, f.GetText()+" (warning)"))
+		} else {
+			mistakes++
+			fmt.Fprintln(s.out, s.paint.Text(output.Bad, f.GetText()))
+		}
+	}
+	judgement := s.paint.Text(output.Good, "valid")
+	if !a.GetValid() {
+		judgement = s.paint.Text(output.Bad, "not valid")
+	}
+	_, err := fmt.Fprintf(s.out, "%s: %s: %s, %s, %s\n", output.Clean(name), judgement,
+		count(len(a.GetContainers()), "container"), count(mistakes, "error"), count(warnings, "warning"))
+	return err
+}

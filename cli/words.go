@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"phoenix.internal/cli/output"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+)
+
+// word returns the name of an enum value as people read it: STEP_KIND_PATCH_CONF is "patch conf".
+func word(e protoreflect.Enum) string {
+	v := e.Descriptor().Values().ByNumber(e.Number())
+	if v == nil {
+		return strconv.Itoa(int(e.Number())) // of a newer server
+	}
+	if e.Number() == 0 {
+		return ""
+	}
+	zero := string(e.Descriptor().Values().ByNumber(0).Name())
+	name := strings.TrimPrefix(string(v.Name()), strings.TrimSuffix(zero, "UNSPECIFIED"))
+	return strings.ToLower(strings.ReplaceAll(name, "_", " "))
+}
+
+func joinInts[T ~int32 | ~int64 | ~int](ns []T) string {
+	s := make([]string, len(ns))
+	for i, n := range ns {
+		s[i] = strconv.FormatInt(int64(n), 10)
+	}
+	return strings.Join(s, ",")
+}
+
+// count returns "1 container" or "2 containers".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// gpus returns the GPUs of a passthrough by index, "?" for one whose GPU is gone; empty if there are none.
+func gpus(p *typev1.Passthrough) string {
+	var s []string
+	for _, g := range p.GetGpus() {
+		if g.GetIndex() < 0 {
+			s = append(s, fmt.Sprintf("?(minor %d)", g.GetMinor()))
+		} else {
+			s = append(s, strconv.Itoa(int(g.GetIndex())))
+		}
+	}
+	return strings.Join(s, ",")
+}
+
+// utc shows a time to the second, in UTC as the logs have it; empty if there is none.
+func utc(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().UTC().Format("2006-01-02 15:04:05Z")
+}
+
+// elapsed shows how long something took, or takes until now if it has no end; empty if it has not begun.
+func elapsed(start, end *timestamppb.Timestamp, now time.Time) string {
+	if start == nil {
+		return ""
+	}
+	if end != nil {
+		now = end.AsTime()
+	}
+	return duration(now.Sub(start.AsTime()))
+}
+
+func duration(d time.Duration) string {
+	d = max(d, 0)
+	if d < time.Minute {
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
+
+func stateColor(s typev1.ContainerState) output.Color {
+	switch s {
+	case typev1.ContainerState_CONTAINER_STATE_RUNNING:
+		return output.Good
+	case typev1.ContainerState_CONTAINER_STATE_STOPPED, typev1.ContainerState_CONTAINER_STATE_UNSPECIFIED:
+		return output.Faint
+	default:
+		return output.Warn
+	}
+}
