@@ -1,22 +1,28 @@
-// Package engine carries plans out: it observes the fleet, plans, and sequences the agents' RPCs for each container
-// until it is as the fleet file wants it. A run is durable: its intent is recorded before each step and its outcome
-// after it, and a run whose process died is taken up again by observing and planning anew.
+// Package engine carries plans out: it observes the fleet, plans, and sequences the agents' calls for each container
+// until it is as the fleet file wants it. A run is durable: what it is about to do is recorded before each step and how
+// it went after it, and a run whose process died is taken up again by observing and planning anew.
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"strings"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
 	"time"
 
 	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/lane"
 	"phoenix.internal/controller/observed"
 	"phoenix.internal/controller/plan"
 	"phoenix.internal/controller/store"
 )
 
-// Limits of a [Request], and what its zero values mean.
+// The limits of a [Request], and what its zero values mean.
 const (
 	DefaultParallelPerNode = 4
 	MaxParallelPerNode     = 64
@@ -26,87 +32,358 @@ const (
 
 // A Config is what an engine works with.
 type Config struct {
-	FleetFile   string // path of the fleet file; read anew for each plan and apply
+	FleetFile   string // read anew for each plan and apply
 	FeaturesDir string // scripts of the features; empty: none
-	Agents      Agents // [Nodes] of a *node.Fleet
+	Agents      Agents // see [Nodes]
 	Store       store.Store
 	Log         *slog.Logger
 }
 
-// A Request asks for an apply.
+// A Request asks for a plan or an apply.
 type Request struct {
-	CTIDs           []int32       // nil: all of the fleet file
+	CTIDs           []int32       // empty: all of the fleet file
 	Start           bool          // start stopped containers that have an assignment
 	Verify          bool          // verify devices also where nothing has changed
 	RestartTimeout  time.Duration // for each graceful shutdown; 0: DefaultRestartTimeout
-	ParallelPerNode int           // 0: DefaultParallelPerNode
+	ParallelPerNode int           // containers worked on at once per node; 0: DefaultParallelPerNode
 	Who             string        // identity of the caller
 }
 
-// A Planned is a plan with what it was made from.
+// A Planned is a plan and what it was made from.
 type Planned struct {
 	Plan     *plan.Plan
 	Fleet    *fleet.Fleet
-	Findings []fleet.Finding // warnings only
+	Findings []fleet.Finding // none of them is an error
 	Observed *observed.Fleet
 }
 
-// ErrClosed is returned by a [Watch] whose engine was closed before the run ended.
-var ErrClosed = errors.New("the engine is shutting down; the run is taken up again when it is back")
+// An Engine plans and applies. Its methods may be called concurrently.
+type Engine struct {
+	cfg   Config
+	lanes lane.Lanes
+	live  sync.WaitGroup // runs under way
 
-// A FleetError tells that the fleet file has errors, so nothing was planned.
-type FleetError struct {
-	Path     string
-	Findings []fleet.Finding // the errors among them
+	mu     sync.Mutex
+	closed bool
+	runs   map[string]*run  // under way, by ID
+	active map[int32]string // run that works on the CTID
+	stop   context.CancelFunc
+	ctx    context.Context // of the runs, which outlive the calls that begin them; ends with Close
+	lastID time.Time
 }
 
-func (e *FleetError) Error() string {
-	lines := make([]string, len(e.Findings))
-	for i, f := range e.Findings {
-		lines[i] = f.String()
+// New returns an engine. It starts nothing. The caller closes it.
+func New(cfg Config) *Engine {
+	e := &Engine{cfg: cfg, runs: map[string]*run{}, active: map[int32]string{}}
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	return e
+}
+
+// Close leaves all runs where they are and waits for them; a restart that an agent has begun it finishes. In the store
+// they are still running, for [Engine.Resume] or [Engine.MarkInterrupted] of the next process.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.stop()
+	e.live.Wait()
+}
+
+// LoadFleet reads the fleet file. Fails with an [*UnreadableError]; that the file has errors is told by the findings.
+func (e *Engine) LoadFleet() (*fleet.Fleet, []fleet.Finding, error) {
+	if e.cfg.FleetFile == "" {
+		return nil, nil, &UnreadableError{}
 	}
-	return fmt.Sprintf("the fleet file has errors; nothing was planned:\n%s", strings.Join(lines, "\n"))
-}
-
-// An UnreadableError tells that the fleet file cannot be read.
-type UnreadableError struct {
-	Path string // empty if none is configured
-	Err  error
-}
-
-func (e *UnreadableError) Error() string {
-	if e.Path == "" {
-		return "no fleet file is configured; set fleet_file"
+	f, findings, err := fleet.Load(e.cfg.FleetFile)
+	if err != nil {
+		return nil, nil, &UnreadableError{Path: e.cfg.FleetFile, Err: err}
 	}
-	return fmt.Sprintf("read the fleet file: %v", e.Err)
+	return f, findings, nil
 }
 
-func (e *UnreadableError) Unwrap() error { return e.Err }
-
-// A NotInFleetError tells that the fleet file has no container with this CTID.
-type NotInFleetError struct {
-	CTID int32
-	Path string
+// loadValid reads a fleet file that may be planned with. Fails with a [*FleetError] besides.
+func (e *Engine) loadValid() (*fleet.Fleet, []fleet.Finding, error) {
+	f, findings, err := e.LoadFleet()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !fleet.Valid(findings) {
+		bad := slices.DeleteFunc(slices.Clone(findings), func(f fleet.Finding) bool { return f.Severity != fleet.Error })
+		return nil, nil, &FleetError{Path: e.cfg.FleetFile, Findings: bad}
+	}
+	return f, findings, nil
 }
 
-func (e *NotInFleetError) Error() string {
-	return fmt.Sprintf("CTID %d is not in %s; add it there, or leave it out", e.CTID, e.Path)
+// Observe asks every node, and adds what is known of earlier verifications.
+func (e *Engine) Observe(ctx context.Context) (*observed.Fleet, error) {
+	verified, err := e.cfg.Store.Verified()
+	if err != nil {
+		return nil, err
+	}
+	o := e.cfg.Agents.Observe(ctx)
+	o.Verified = verified
+	return o, nil
 }
 
-// An InProgressError tells that another run works on one of the containers.
-type InProgressError struct {
-	Run  string
-	CTID int32
+// Plan observes and plans, and changes nothing. Fails with [*UnreadableError], [*FleetError] or [*NotInFleetError].
+func (e *Engine) Plan(ctx context.Context, req Request) (*Planned, error) {
+	f, findings, err := e.desired(req.CTIDs)
+	if err != nil {
+		return nil, err
+	}
+	o, err := e.Observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p, err := e.compute(f, o, plan.Options{CTIDs: req.CTIDs, Start: req.Start, Verify: req.Verify})
+	if err != nil {
+		return nil, err
+	}
+	return &Planned{Plan: p, Fleet: f, Findings: findings, Observed: o}, nil
 }
 
-func (e *InProgressError) Error() string {
-	return fmt.Sprintf("run %s works on CTID %d; wait for it, or cancel it", e.Run, e.CTID)
+// desired reads the fleet file and checks that it has the CTIDs.
+func (e *Engine) desired(ctids []int32) (*fleet.Fleet, []fleet.Finding, error) {
+	f, findings, err := e.loadValid()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, ctid := range ctids {
+		if f.Container(ctid) == nil {
+			return nil, nil, &NotInFleetError{CTID: ctid, Path: e.cfg.FleetFile}
+		}
+	}
+	return f, findings, nil
 }
 
-// A RequestError tells that a field of a [Request] is out of range.
-type RequestError struct {
-	Field   string
-	Message string
+func (e *Engine) compute(f *fleet.Fleet, o *observed.Fleet, opts plan.Options) (*plan.Plan, error) {
+	scripts, err := e.scripts()
+	if err != nil {
+		return nil, err
+	}
+	opts.Scripts = scripts
+	return plan.Compute(f, o, opts), nil
 }
 
-func (e *RequestError) Error() string { return e.Field + ": " + e.Message }
+// Apply plans, records the plan as a run and begins it. ctx is for the planning alone: the run goes on without the
+// caller, see [Engine.Cancel]. The caller closes the watch.
+//
+// Fails as Plan does, and with a [*RequestError] or an [*InProgressError].
+func (e *Engine) Apply(ctx context.Context, req Request) (*Watch, error) {
+	opts, err := options(req)
+	if err != nil {
+		return nil, err
+	}
+	f, findings, err := e.desired(opts.CTIDs)
+	if err != nil {
+		return nil, err
+	}
+	ctids := opts.CTIDs
+	if len(ctids) == 0 {
+		for _, c := range f.Containers {
+			ctids = append(ctids, c.CTID)
+		}
+	}
+	r := &run{engine: e, fleet: f, watches: map[*Watch]struct{}{}}
+	r.record = store.Run{
+		ID: e.newID(), State: store.RunRunning, Created: time.Now().UTC(), Who: req.Who, FleetSHA256: f.SHA256, Options: opts,
+	}
+	if err := e.reserve(r, ctids); err != nil {
+		return nil, err
+	}
+	w, err := e.begin(ctx, r, findings)
+	if err != nil {
+		e.release(r)
+		return nil, err
+	}
+	return w, nil
+}
+
+// begin plans the run, records it and starts it.
+func (e *Engine) begin(ctx context.Context, r *run, findings []fleet.Finding) (*Watch, error) {
+	o, err := e.Observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // what was observed then is no basis
+	}
+	opts := r.record.Options
+	p, err := e.compute(r.fleet, o, plan.Options{CTIDs: opts.CTIDs, Start: opts.Start, Verify: opts.Verify})
+	if err != nil {
+		return nil, err
+	}
+	r.observed = o
+	r.record.Warnings = warnings(findings, p)
+	for _, c := range p.Containers {
+		r.plans = append(r.plans, task{plan: c, start: opts.Start})
+		r.record.Containers = append(r.record.Containers, container(c))
+	}
+	if err := e.cfg.Store.SaveRun(r.record); err != nil {
+		return nil, err
+	}
+	w := r.watch()
+	e.start(r, r.work)
+	return w, nil
+}
+
+// container makes the record of a plan.
+func container(c plan.Container) store.Container {
+	s := store.Container{CTID: c.CTID, Name: c.Name, Node: c.Node, State: store.StepPending, After: c.After, Notes: c.Notes}
+	for _, step := range c.Steps {
+		s.Steps = append(s.Steps, store.Step{Kind: step.Kind, Feature: step.Feature, Reason: step.Reason, State: store.StepPending})
+	}
+	switch {
+	case len(c.Errors) > 0:
+		s.State = store.StepFailed
+		s.Error = sentences(c.Errors)
+	case len(c.Steps) == 0:
+		s.State = store.StepUnchanged
+	}
+	return s
+}
+
+func warnings(findings []fleet.Finding, p *plan.Plan) []string {
+	var out []string
+	for _, f := range findings {
+		out = append(out, f.String())
+	}
+	return append(out, p.Warnings...)
+}
+
+// options checks a request and fills in its defaults.
+func options(req Request) (store.Options, error) {
+	o := store.Options{
+		CTIDs: slices.Clone(req.CTIDs), Start: req.Start, Verify: req.Verify,
+		RestartTimeout: req.RestartTimeout, ParallelPerNode: req.ParallelPerNode,
+	}
+	switch {
+	case o.RestartTimeout < 0 || o.RestartTimeout > MaxRestartTimeout:
+		return o, &RequestError{"restart_timeout", fmt.Sprintf("%v is not between 0s and %v", o.RestartTimeout, MaxRestartTimeout)}
+	case o.ParallelPerNode < 0 || o.ParallelPerNode > MaxParallelPerNode:
+		return o, &RequestError{"parallel_per_node", fmt.Sprintf("%d is not between 1 and %d", o.ParallelPerNode, MaxParallelPerNode)}
+	}
+	if o.RestartTimeout == 0 {
+		o.RestartTimeout = DefaultRestartTimeout
+	}
+	if o.ParallelPerNode == 0 {
+		o.ParallelPerNode = DefaultParallelPerNode
+	}
+	return o, nil
+}
+
+// newID makes an ID that sorts after all earlier ones of this process.
+func (e *Engine) newID() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	if !now.After(e.lastID) {
+		now = e.lastID.Add(time.Millisecond)
+	}
+	e.lastID = now
+	return fmt.Sprintf("%s-%04x", now.Format("20060102-150405.000"), rand.N(1<<16))
+}
+
+// reserve takes the containers for the run, or tells which run has one of them.
+func (e *Engine) reserve(r *run, ctids []int32) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return ErrClosed
+	}
+	for _, ctid := range ctids {
+		if id, ok := e.active[ctid]; ok {
+			return &InProgressError{Run: id, CTID: ctid}
+		}
+	}
+	for _, ctid := range ctids {
+		e.active[ctid] = r.record.ID
+	}
+	return nil
+}
+
+func (e *Engine) release(r *run) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.active, func(_ int32, id string) bool { return id == r.record.ID })
+	delete(e.runs, r.record.ID)
+}
+
+// start lets work carry the run out. The engine waits for it in Close.
+func (e *Engine) start(r *run, work func(ctx, stop context.Context)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	stop, cancel := context.WithCancelCause(e.ctx)
+	r.cancel = cancel
+	e.runs[r.record.ID] = r
+	e.live.Go(func() {
+		defer cancel(nil)
+		work(e.ctx, stop)
+		e.release(r)
+		r.finish(e.ctx.Err() != nil)
+	})
+}
+
+// Run returns the run with this ID, or the only one whose ID begins with it. Fails with [store.ErrNotFound] or a
+// [*store.AmbiguousError].
+func (e *Engine) Run(id string) (store.Run, error) {
+	past, err := e.cfg.Store.Run(id)
+	if err != nil {
+		return store.Run{}, err
+	}
+	if r := e.running(past.ID); r != nil {
+		return r.snapshot(), nil // newer: with what is under way in a step
+	}
+	return past, nil
+}
+
+func (e *Engine) running(id string) *run {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.runs[id]
+}
+
+// Runs returns up to limit runs, newest first; all that are kept if limit is 0.
+func (e *Engine) Runs(limit int) ([]store.Run, error) { return e.cfg.Store.Runs(limit) }
+
+// Active returns the ID of the run that works on each CTID, or is going to.
+func (e *Engine) Active() map[int32]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.active)
+}
+
+// Watch follows a run, named as for Run. The caller closes the watch.
+func (e *Engine) Watch(id string) (*Watch, error) {
+	past, err := e.cfg.Store.Run(id)
+	if err != nil {
+		return nil, err
+	}
+	if r := e.running(past.ID); r != nil {
+		return r.watch(), nil
+	}
+	// It may have ended since it was read.
+	if past, err = e.cfg.Store.Run(past.ID); err != nil {
+		return nil, err
+	}
+	w := &Watch{past: past, wake: make(chan struct{}, 1)}
+	w.end(io.EOF)
+	return w, nil
+}
+
+// Cancel lets the steps of a run that are under way end, and starts no more. It returns at once. The run is named as for
+// Run; one that is not under way stays as it is.
+func (e *Engine) Cancel(id string) error {
+	past, err := e.cfg.Store.Run(id)
+	if err != nil {
+		return err
+	}
+	r := e.running(past.ID)
+	if r == nil {
+		return nil
+	}
+	return r.requestCancel()
+}
+
+// errCanceled is why a run stops after Cancel.
+var errCanceled = errors.New("the run was canceled")

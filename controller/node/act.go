@@ -185,8 +185,9 @@ type Command struct {
 type Exit struct {
 	Code     int
 	TimedOut bool
-	// Output is the end of what it printed, stdout and stderr together in the order of arrival, at most 16 KiB.
-	Output []byte
+	// Stdout is the end of its stdout, and Output that of stdout and stderr in the order of arrival; each is at most
+	// 16 KiB.
+	Stdout, Output []byte
 }
 
 const (
@@ -235,27 +236,32 @@ func (c Command) send(stream agentv1.ExecService_ExecClient) error {
 
 // receive reads the stream to its end. io.EOF: there was no exit.
 func receive(stream agentv1.ExecService_ExecClient) (exit Exit, err error) {
-	var tail []byte
 	ended := false
 	for {
 		resp, err := stream.Recv()
 		if err == io.EOF && ended {
-			exit.Output = tail
 			return exit, nil
 		}
 		if err != nil {
-			return Exit{Output: tail}, err
+			return exit, err
 		}
 		switch out := resp.GetOutput().GetOutput().(type) {
 		case *typev1.ExecOutput_Stdout:
-			tail = append(tail, out.Stdout...)
+			exit.Stdout = tail(exit.Stdout, out.Stdout)
+			exit.Output = tail(exit.Output, out.Stdout)
 		case *typev1.ExecOutput_Stderr:
-			tail = append(tail, out.Stderr...)
+			exit.Output = tail(exit.Output, out.Stderr)
 		case *typev1.ExecOutput_Exit:
-			exit, ended = Exit{Code: int(out.Exit.GetCode()), TimedOut: out.Exit.GetTimedOut()}, true
-		}
-		if len(tail) > maxTail {
-			tail = append([]byte(nil), tail[len(tail)-maxTail:]...)
+			exit.Code, exit.TimedOut, ended = int(out.Exit.GetCode()), out.Exit.GetTimedOut(), true
 		}
 	}
+}
+
+// tail appends more to b and keeps the end of it.
+func tail(b, more []byte) []byte {
+	b = append(b, more...)
+	if len(b) > maxTail {
+		b = append([]byte(nil), b[len(b)-maxTail:]...)
+	}
+	return b
 }

@@ -1,0 +1,441 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
+	"phoenix.internal/controller/plan"
+	"phoenix.internal/controller/store"
+)
+
+// A run is one execution of a plan. Each container has one worker, which alone changes that container's record.
+type run struct {
+	engine   *Engine
+	fleet    *fleet.Fleet
+	observed *observed.Fleet // what it was planned from
+	plans    []task          // beside record.Containers
+	cancel   context.CancelCauseFunc
+
+	// saving orders the writes to the store, so that a whole run never overwrites a newer container. It is held across
+	// them.
+	saving sync.Mutex
+
+	mu      sync.Mutex
+	record  store.Run
+	watches map[*Watch]struct{}
+	end     error // io.EOF or ErrClosed once it has ended here
+}
+
+// A task is what a run is to do on one container.
+type task struct {
+	plan  plan.Container
+	start bool // start it if it is stopped
+	// restarting says that a restart of ours was begun whose end we have not seen: it may be stopped in the middle.
+	restarting bool
+}
+
+// moves are the legal changes of a step's state, and of a container's.
+var moves = map[store.StepState][]store.StepState{
+	store.StepPending: {store.StepRunning, store.StepSkipped},
+	store.StepRunning: {store.StepRunning, store.StepSucceeded, store.StepUnchanged, store.StepFailed, store.StepSkipped},
+}
+
+// move is the only writer of states.
+func move(state *store.StepState, to store.StepState) {
+	if !slices.Contains(moves[*state], to) {
+		panic(fmt.Sprintf("engine: a step cannot go from %s to %s", *state, to))
+	}
+	*state = to
+}
+
+// work carries the plan out. Nothing begins after stop has ended; what is under way ends with ctx.
+func (r *run) work(ctx, stop context.Context) {
+	log := r.engine.cfg.Log.With("run", r.record.ID)
+	log.Info("run begins", "who", r.record.Who, "containers", len(r.plans), "resumptions", r.record.Resumptions)
+	done := map[int32]chan struct{}{}
+	for _, c := range r.record.Containers {
+		done[c.CTID] = make(chan struct{})
+	}
+	var workers sync.WaitGroup
+	for i := range r.plans {
+		ctid := r.plans[i].plan.CTID
+		w := &worker{run: r, index: i, task: r.plans[i], log: log.With("ctid", ctid)}
+		if w.record().State.Ended() {
+			close(done[ctid])
+			continue
+		}
+		workers.Go(func() {
+			defer close(done[ctid])
+			w.work(ctx, stop, done)
+		})
+	}
+	workers.Wait()
+}
+
+// finish records how the run ended, unless its process leaves it to the next one.
+func (r *run) finish(closing bool) {
+	end := io.EOF
+	defer func() { r.endWatches(end) }()
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	final := r.snapshot()
+	unfinished := slices.ContainsFunc(final.Containers, func(c store.Container) bool { return !c.State.Ended() })
+	if unfinished && closing {
+		end = ErrClosed
+		return
+	}
+	final.State = outcome(final)
+	final.Ended = time.Now().UTC()
+	log := r.engine.cfg.Log.With("run", final.ID)
+	if err := r.engine.cfg.Store.SaveRun(final); err != nil {
+		// The next process takes it up, finds nothing left to do, and ends it.
+		log.Error("the end of a run could not be recorded", "err", err)
+	}
+	r.mu.Lock()
+	r.record = final
+	r.mu.Unlock()
+	log.Info("run ended", "state", string(final.State))
+}
+
+// outcome is the state of a run whose containers have ended.
+func outcome(r store.Run) store.RunState {
+	bad := func(c store.Container) bool { return !c.State.OK() }
+	switch {
+	case !slices.ContainsFunc(r.Containers, bad):
+		return store.RunSucceeded
+	case r.Canceled:
+		return store.RunCanceled
+	}
+	return store.RunFailed
+}
+
+func (r *run) requestCancel() error {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	if r.end != nil || r.record.State != store.RunRunning {
+		r.mu.Unlock()
+		return nil
+	}
+	r.record.Canceled = true
+	record := r.record.Clone()
+	r.mu.Unlock()
+	// Recorded first, so that a crash does not bring the run back.
+	err := r.engine.cfg.Store.SaveRun(record)
+	r.cancel(errCanceled)
+	return err
+}
+
+// snapshot returns a copy of the record.
+func (r *run) snapshot() store.Run {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.record.Clone()
+}
+
+func (r *run) watch() *Watch {
+	w := &Watch{run: r, wake: make(chan struct{}, 1)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.end != nil {
+		w.end(r.end)
+		return w
+	}
+	r.watches[w] = struct{}{}
+	return w
+}
+
+func (r *run) unwatch(w *Watch) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.watches, w)
+}
+
+func (r *run) endWatches(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.end = err
+	for w := range r.watches {
+		w.end(err)
+	}
+	clear(r.watches)
+}
+
+// A worker brings one container where its plan wants it.
+type worker struct {
+	run   *run
+	index int // in the run's containers
+	task
+	log   *slog.Logger
+	agent Agent
+	stop  <-chan struct{} // closed when nothing more may begin
+	step  int             // under way
+
+	digest string // of the conf as last seen
+}
+
+func (w *worker) ctid() int32 { return w.plan.CTID }
+
+// record returns the container's record.
+func (w *worker) record() store.Container {
+	w.run.mu.Lock()
+	defer w.run.mu.Unlock()
+	return w.run.record.Containers[w.index].Clone()
+}
+
+// save changes the container's record, first in the store. step is the position of the step that changes, or -1.
+func (w *worker) save(step int, change func(*store.Container)) error {
+	r := w.run
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	c := w.record()
+	change(&c)
+	if err := r.engine.cfg.Store.SaveContainer(r.record.ID, c); err != nil {
+		return err
+	}
+	w.publish(step, c)
+	return nil
+}
+
+// progress shows what a step is doing. It is not recorded: only its end is.
+func (w *worker) progress(message string) {
+	c := w.record()
+	c.Steps[w.step].Message = message
+	w.publish(w.step, c)
+}
+
+func (w *worker) publish(step int, c store.Container) {
+	ev := Event{Time: time.Now().UTC(), CTID: c.CTID, ContainerState: c.State, Error: c.Error}
+	if step >= 0 {
+		s := c.Steps[step]
+		ev.Step, ev.StepIndex = &s, step
+	}
+	r := w.run
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.record.Containers[w.index] = c
+	for watch := range r.watches {
+		watch.push(ev)
+	}
+}
+
+// work waits for its turn and takes the steps. If ctx ends it leaves the record as it is, for the next process.
+func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
+	w.stop = stop.Done()
+	err := w.await(stop, done)
+	if err == nil {
+		var leave func()
+		leave, err = w.run.engine.lanes.Enter(stop, w.ctid(), w.plan.Node, w.run.record.Options.ParallelPerNode)
+		if err == nil {
+			defer leave()
+			err = w.steps(ctx, stop)
+		}
+	}
+	if ctx.Err() != nil || err == nil {
+		return
+	}
+	if saveErr := w.giveUp(err); saveErr != nil {
+		// The container's record stays where it was; the run then ends as failed in memory and is taken up again.
+		w.log.Error("the end of a container's work could not be recorded", "err", saveErr)
+	}
+}
+
+// await waits for the containers that come first.
+func (w *worker) await(stop context.Context, done map[int32]chan struct{}) error {
+	for _, ctid := range w.record().After {
+		first := done[ctid]
+		if first == nil {
+			continue
+		}
+		select {
+		case <-first:
+		case <-stop.Done():
+			return errCanceled
+		}
+		c, ok := w.run.container(ctid)
+		if ok && !c.State.OK() {
+			return &dependencyError{ctid: ctid, state: c.State, cause: c.Error}
+		}
+	}
+	return nil
+}
+
+// A dependencyError tells that a container was not begun because of one before it.
+type dependencyError struct {
+	ctid  int32
+	state store.StepState
+	cause string
+}
+
+func (e *dependencyError) Error() string {
+	if e.state == store.StepFailed {
+		return fmt.Sprintf("not begun: CTID %d, which comes first, failed: %s", e.ctid, e.cause)
+	}
+	return fmt.Sprintf("not begun: CTID %d, which comes first, was not finished: %s", e.ctid, e.cause)
+}
+
+func (r *run) container(ctid int32) (store.Container, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.IndexFunc(r.record.Containers, func(c store.Container) bool { return c.CTID == ctid })
+	if i < 0 {
+		return store.Container{}, false
+	}
+	return r.record.Containers[i].Clone(), true
+}
+
+// steps takes the steps that have not ended, in their order.
+func (w *worker) steps(ctx, stop context.Context) (err error) {
+	w.agent, err = w.run.engine.cfg.Agents.Agent(w.plan.Node)
+	if err != nil {
+		return err
+	}
+	w.digest = w.plan.Digest
+	for i, step := range w.record().Steps {
+		if step.State.Ended() {
+			continue
+		}
+		if stop.Err() != nil {
+			return errCanceled
+		}
+		w.step = i
+		if err := w.take(ctx, step); err != nil {
+			return err
+		}
+	}
+	err = w.save(-1, func(c *store.Container) {
+		unchanged := !slices.ContainsFunc(c.Steps, func(s store.Step) bool { return s.State != store.StepUnchanged })
+		if c.State == store.StepPending {
+			move(&c.State, store.StepRunning)
+		}
+		if unchanged {
+			move(&c.State, store.StepUnchanged)
+		} else {
+			move(&c.State, store.StepSucceeded)
+		}
+	})
+	w.log.Info("container done", "node", w.plan.Node)
+	return err
+}
+
+// take takes one step: its intent is recorded first, its outcome after.
+func (w *worker) take(ctx context.Context, step store.Step) error {
+	err := w.save(w.step, func(c *store.Container) {
+		s := &c.Steps[w.step]
+		move(&s.State, store.StepRunning)
+		s.Started = time.Now().UTC()
+		if c.State == store.StepPending {
+			move(&c.State, store.StepRunning)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	did, err := w.act(ctx, step)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return &stepError{kind: step.Kind, feature: step.Feature, err: err}
+	}
+	return w.save(w.step, func(c *store.Container) {
+		s := &c.Steps[w.step]
+		move(&s.State, did.state)
+		s.Ended = time.Now().UTC()
+		s.Message = did.message
+	})
+}
+
+// A did is how a step went that did not fail.
+type did struct {
+	state   store.StepState // succeeded or unchanged
+	message string
+}
+
+func succeeded(format string, args ...any) (did, error) {
+	return did{store.StepSucceeded, fmt.Sprintf(format, args...)}, nil
+}
+
+func unchanged(format string, args ...any) (did, error) {
+	return did{store.StepUnchanged, fmt.Sprintf(format, args...)}, nil
+}
+
+func (w *worker) act(ctx context.Context, step store.Step) (did, error) {
+	switch step.Kind {
+	case plan.CheckDevices:
+		return w.checkDevices(ctx)
+	case plan.PatchConf:
+		return w.patchConf(ctx)
+	case plan.Restart:
+		return w.restart(ctx)
+	case plan.VerifyDevices:
+		return w.verifyDevices(ctx)
+	case plan.Feature:
+		return w.feature(ctx, step.Feature)
+	case plan.HealthCheck:
+		return w.healthCheck(ctx)
+	}
+	return did{}, fmt.Errorf("this version has no step of kind %d", step.Kind)
+}
+
+// A stepError is a failed step.
+type stepError struct {
+	kind    plan.Kind
+	feature string
+	err     error
+}
+
+func (e *stepError) Error() string { return title(e.kind, e.feature) + ": " + e.err.Error() }
+func (e *stepError) Unwrap() error { return e.err }
+
+// giveUp records why the container's work ended before its steps did.
+func (w *worker) giveUp(cause error) error {
+	_, failed := errors.AsType[*stepError](cause)
+	_, first := errors.AsType[*dependencyError](cause)
+	text := cause.Error()
+	if next := advice(cause, w.ctid(), w.plan.Node); next != "" {
+		text += "; " + next
+	}
+	end := store.StepSkipped
+	switch {
+	case errors.Is(cause, errCanceled) && !failed:
+		text = "not begun: the run was canceled"
+		if w.step > 0 {
+			text = "not finished: the run was canceled"
+		}
+	case !first:
+		end = store.StepFailed
+	}
+	w.log.Warn("container not done", "node", w.plan.Node, "err", cause)
+	return w.save(-1, func(c *store.Container) {
+		for i := range c.Steps {
+			s := &c.Steps[i]
+			switch s.State {
+			case store.StepRunning:
+				move(&s.State, store.StepFailed)
+				s.Ended = time.Now().UTC()
+				s.Message = text
+			case store.StepPending:
+				move(&s.State, store.StepSkipped)
+			}
+		}
+		if c.State == store.StepPending && end == store.StepFailed {
+			move(&c.State, store.StepRunning)
+		}
+		move(&c.State, end)
+		c.Error = text
+		c.Reason = node.ReasonName(node.ReasonOf(cause))
+	})
+}
+
+func sentences(errs []string) string { return strings.Join(errs, "; ") }
