@@ -18,14 +18,19 @@ func between(least int, names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return misuse(cmd, fmt.Errorf("%s: %s is missing", cmd.CommandPath(), strings.Join(names[len(args):least], " and ")))
+			return misuse(cmd, fmt.Errorf("%s: %s is missing", nameOf(cmd), strings.Join(names[len(args):least], " and ")))
 		case len(args) > len(names) && len(names) == 0:
-			return misuse(cmd, fmt.Errorf("%s takes no arguments, not %q", cmd.CommandPath(), args[0]))
+			return misuse(cmd, fmt.Errorf("%s takes no arguments, not %q", nameOf(cmd), args[0]))
 		case len(args) > len(names):
-			return misuse(cmd, fmt.Errorf("%s takes only %s, not also %q", cmd.CommandPath(), strings.Join(names, " and "), args[len(names)]))
+			return misuse(cmd, fmt.Errorf("%s takes only %s, not also %q", nameOf(cmd), strings.Join(names, " and "), args[len(names)]))
 		}
 		return nil
 	}
+}
+
+// nameOf returns the command as typed, without the program.
+func nameOf(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }
 
 // ctidsArgs takes any number of CTIDs.

@@ -68,7 +68,7 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 		return e.code
 	}
 	if strings.HasPrefix(err.Error(), "unknown command ") { // cobra has no type for it
-		err = misuse(cmd, err)
+		err = misuse(cmd, errors.New(strings.ReplaceAll(err.Error(), "\n\nDid you mean this?\n\t", "; did you mean ")))
 	}
 	report(p.Err, err)
 	if _, ok := errors.AsType[*usageError](err); ok {
@@ -185,9 +185,9 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 		Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return misuse(cmd, fmt.Errorf("unknown command %q for %q; it has %s", args[0], cmd.CommandPath(), strings.Join(names, ", ")))
+				return misuse(cmd, fmt.Errorf("unknown command %q for %q; it has %s", args[0], nameOf(cmd), strings.Join(names, ", ")))
 			}
-			return misuse(cmd, fmt.Errorf("%q needs a command: %s", cmd.CommandPath(), strings.Join(names, ", ")))
+			return misuse(cmd, fmt.Errorf("%s needs a command: %s", nameOf(cmd), strings.Join(names, ", ")))
 		},
 	}
 	cmd.AddCommand(commands...)

@@ -50,10 +50,10 @@ With --revision a container's conf is compared with an older revision of it, lin
 			return err
 		}
 		if o.revision > 0 && len(args) == 2 {
-			return misuse(cmd, fmt.Errorf("%s: a second CTID and --revision exclude each other", cmd.CommandPath()))
+			return misuse(cmd, fmt.Errorf("%s: a second CTID and --revision exclude each other", nameOf(cmd)))
 		}
 		if o.revision == 0 && len(args) == 1 {
-			return misuse(cmd, fmt.Errorf("%s: a second CTID or --revision is missing", cmd.CommandPath()))
+			return misuse(cmd, fmt.Errorf("%s: a second CTID or --revision is missing", nameOf(cmd)))
 		}
 		return nil
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
+
+	"phoenix.internal/controller/pki"
 )
 
 // Ports that are meant if an address names none.
@@ -28,20 +30,13 @@ type Config struct {
 
 	Controller  string        `mapstructure:"controller"`   // host and port
 	Agents      []string      `mapstructure:"agents"`       // [NAME=]host and port; makes the CLI its own controller
-	TLS         TLS           `mapstructure:"tls"`          //
+	TLS         pki.Files     `mapstructure:"tls"`          // this person's identity, PEM
 	FleetFile   string        `mapstructure:"fleet_file"`   // only with Agents
 	FeaturesDir string        `mapstructure:"features_dir"` // only with Agents
 	StateDir    string        `mapstructure:"state_dir"`    // only with Agents: where runs are recorded
 	Color       string        `mapstructure:"color"`        // "auto", "always" or "never"
 	Timeout     time.Duration `mapstructure:"timeout"`      // of each call that is answered at once
 	JSON        bool          `mapstructure:"-"`
-}
-
-// TLS is the files of this person's identity, PEM.
-type TLS struct {
-	CertFile string `mapstructure:"cert_file"`
-	KeyFile  string `mapstructure:"key_file"`
-	CAFile   string `mapstructure:"ca_file"`
 }
 
 // An Agent is one agent to work with when there is no controller.
@@ -66,16 +61,16 @@ var settings = []struct{ key, flag string }{
 }
 
 func globalFlags(f *pflag.FlagSet) {
-	f.String("config", "", "settings `FILE`; default ~/.config/phoenix/cli.yaml, then /etc/phoenix/cli.yaml")
-	f.String("controller", "", "`ADDRESS` of the controller, HOST[:7460]")
-	f.StringArray("agent", nil, "work without a controller: `[NAME=]ADDRESS` of an agent, HOST[:7461]; repeatable")
+	f.String("config", "", "`FILE` with settings; default ~/.config/phoenix/cli.yaml, then /etc/phoenix/cli.yaml")
+	f.String("controller", "", "`ADDRESS` of the controller: HOST[:7460]")
+	f.StringArray("agent", nil, "work without a controller, with the agent at `[NAME=]ADDRESS`, HOST[:7461]; repeatable")
 	f.String("tls-cert", "", "`FILE` with this client's certificate, PEM")
 	f.String("tls-key", "", "`FILE` with its private key, PEM")
 	f.String("tls-ca", "", "`FILE` with the certificate authority, PEM")
-	f.String("fleet", "", "fleet `FILE`, with --agent")
-	f.String("features-dir", "", "`DIR` with the scripts of features, with --agent")
-	f.String("state-dir", "", "`DIR` where runs are recorded, with --agent; default ~/.local/state/phoenix")
-	f.String("color", "auto", "colour: auto, always or never; `WHEN`")
+	f.String("fleet", "", "fleet `FILE`; only with --agent")
+	f.String("features-dir", "", "`DIR` with the scripts of features; only with --agent")
+	f.String("state-dir", "", "`DIR` where runs are recorded; only with --agent (default ~/.local/state/phoenix)")
+	f.String("color", "auto", "write in colour `WHEN`: auto, always or never")
 	f.Duration("timeout", 2*time.Minute, "how long to wait for an answer")
 	f.Bool("json", false, "write the API's messages as JSON")
 }
@@ -229,14 +224,8 @@ func (c *Config) Validate() error {
 	if _, err := c.agents(); err != nil {
 		problems = append(problems, err)
 	}
-	for _, f := range []struct{ key, path string }{
-		{"tls.cert_file", c.TLS.CertFile}, {"tls.key_file", c.TLS.KeyFile}, {"tls.ca_file", c.TLS.CAFile},
-	} {
-		if f.path == "" {
-			problems = append(problems, fmt.Errorf("%s: not set; every connection is mutual TLS", f.key))
-		} else if err := readable(f.path); err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", f.key, err))
-		}
+	if _, err := c.TLS.Load(pki.Call); err != nil {
+		problems = append(problems, err)
 	}
 	return c.invalid(problems)
 }
@@ -259,11 +248,9 @@ func (c *Config) invalid(problems []error) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	lines := make([]string, len(problems))
-	for i, p := range problems {
-		lines[i] = p.Error()
-	}
-	return &usageError{err: errors.New("settings: " + strings.Join(lines, "; ")), hint: settingsHint(c.File)}
+	// One problem to a line, also of those that were joined.
+	text := strings.ReplaceAll(errors.Join(problems...).Error(), "\n", "; ")
+	return &usageError{err: errors.New("settings: " + text), hint: settingsHint(c.File)}
 }
 
 func notConfigured() error {
@@ -293,9 +280,10 @@ func (c *Config) agents() ([]Agent, error) {
 		}
 		if name == "" {
 			host, _, _ := net.SplitHostPort(address)
-			if name = host; net.ParseIP(host) == nil {
-				name, _, _ = strings.Cut(host, ".")
+			if net.ParseIP(host) != nil {
+				return nil, fmt.Errorf("agents: %q is a number, so say the node's name: NAME=%s", s, s)
 			}
+			name, _, _ = strings.Cut(host, ".")
 		}
 		if slices.ContainsFunc(agents, func(a Agent) bool { return a.Name == name }) {
 			return nil, fmt.Errorf("agents: two are named %q", name)
@@ -321,14 +309,6 @@ func withPort(address, port string) (string, error) {
 		return "", fmt.Errorf("%q: port %q is not a number from 1 to 65535", address, p)
 	}
 	return net.JoinHostPort(host, p), nil
-}
-
-func readable(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return f.Close()
 }
 
 // colored tells whether a stream is written in colour. NO_COLOR (no-color.org) counts only where nobody said more.

@@ -2,18 +2,14 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"os"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-)
 
-// controllerName is the name in the certificate of every controller.
-const controllerName = "phoenix-controller"
+	"phoenix.internal/controller"
+	"phoenix.internal/controller/client"
+	"phoenix.internal/controller/pki"
+)
 
 // A Conn is a connection to the controller's API, wherever that is.
 type Conn struct {
@@ -29,41 +25,43 @@ func NewConn(c grpc.ClientConnInterface, close func() error) *Conn {
 // Close ends the connection, and with --agent the engine in this process.
 func (c *Conn) Close() error { return c.close() }
 
-// connect reaches the controller that c names, or starts the engine in this process.
+// connect returns a connection to the controller that c names, or starts a controller in this process. The network is
+// not touched before the first call.
 func connect(ctx context.Context, c Config) (*Conn, error) {
 	if c.Local() {
-		return local(ctx, c)
+		return connectLocal(ctx, c)
 	}
 	address, err := withPort(c.Controller, controllerPort)
 	if err != nil {
+		return nil, fmt.Errorf("controller: %w", err)
+	}
+	credentials, err := c.TLS.Load(pki.Call)
+	if err != nil {
 		return nil, err
 	}
-	cert, err := tls.LoadX509KeyPair(c.TLS.CertFile, c.TLS.KeyFile)
+	conn, err := client.Dial(address, credentials.Client(client.ServerName))
 	if err != nil {
-		return nil, fmt.Errorf("load the certificate %s with the key %s: %w", c.TLS.CertFile, c.TLS.KeyFile, err)
-	}
-	pem, err := os.ReadFile(c.TLS.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("load the certificate authority: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("load the certificate authority %s: no certificate in it", c.TLS.CAFile)
-	}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		ServerName:   controllerName,
-		Certificates: []tls.Certificate{cert},
-		RootCAs:      roots,
-	})))
-	if err != nil {
-		return nil, fmt.Errorf("connect to controller %s: %w", address, err)
+		return nil, err
 	}
 	return NewConn(conn, conn.Close), nil
 }
 
-// local starts the controller's services in this process, on the agents that c names; without agents they can still
-// check a fleet file.
-func local(context.Context, Config) (*Conn, error) {
-	return nil, errors.New("working without a controller is not built yet")
+// connectLocal starts a controller in this process, on the agents that c names. Without agents it can still check a
+// fleet file.
+func connectLocal(ctx context.Context, c Config) (*Conn, error) {
+	agents, err := c.agents()
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]controller.Node, len(agents))
+	for i, a := range agents {
+		nodes[i] = controller.Node{Name: a.Name, Address: a.Address}
+	}
+	conn, closeAll, err := controller.Local(ctx, controller.LocalConfig{
+		Agents: nodes, TLS: c.TLS, FleetFile: c.FleetFile, FeaturesDir: c.FeaturesDir, StateDir: c.StateDir,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("work without a controller: %w", err)
+	}
+	return NewConn(conn, closeAll), nil
 }

@@ -72,7 +72,7 @@ it is not there; 1, with a message, if there is no answer from it.`,
 
 func execArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return misuse(cmd, errors.New("phoenix-cli exec: CTID and COMMAND are missing"))
+		return misuse(cmd, errors.New("exec: CTID and COMMAND are missing"))
 	}
 	if _, err := parseCTID(args[0]); err != nil {
 		return misuse(cmd, err)
@@ -82,10 +82,10 @@ func execArgs(cmd *cobra.Command, args []string) error {
 	}
 	argv := commandOf(args)
 	if len(argv) == 0 || argv[0] == "" {
-		return misuse(cmd, errors.New("phoenix-cli exec: COMMAND is missing"))
+		return misuse(cmd, errors.New("exec: COMMAND is missing"))
 	}
 	if len(argv) > maxArgv {
-		return misuse(cmd, fmt.Errorf("phoenix-cli exec: %d arguments are more than %d", len(argv), maxArgv))
+		return misuse(cmd, fmt.Errorf("exec: %d arguments are more than %d", len(argv), maxArgv))
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func (p *Program) runsCommand() *cobra.Command {
 		Short: "List the recorded runs, newest first; show, watch and cancel them",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return misuse(cmd, fmt.Errorf("unknown command %q for \"phoenix-cli runs\"; it has cancel, show, watch", args[0]))
+				return misuse(cmd, fmt.Errorf("unknown command %q for \"runs\"; it has cancel, show, watch", args[0]))
 			}
 			return nil
 		},

@@ -96,7 +96,7 @@ func writeFindings(s *session, a *controllerv1.ValidateFleetResponse, name strin
 	for _, f := range a.GetFindings() {
 		if f.GetSeverity() == controllerv1.Severity_SEVERITY_WARNING {
 			warnings++
-			fmt.Fprintln(s.out, s.paint.Text(output.Warn, f.GetText()+" (warning)"))
+			fmt.Fprintln(s.out, s.paint.Text(output.Warn, f.GetText()))
 		} else {
 			mistakes++
 			fmt.Fprintln(s.out, s.paint.Text(output.Bad, f.GetText()))
