@@ -29,7 +29,8 @@ type Node struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Output only. Version of the agent.
 	AgentVersion string `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	// Output only. Version of Proxmox VE ("9.1.2"), from /etc/pve-release or the sandbox; empty if unknown.
+	// Output only. Version of Proxmox VE ("9.1.2"), that of the package pve-manager; in the sandbox it ends in
+	// "-sandbox". Empty if unknown.
 	PveVersion string `protobuf:"bytes,3,opt,name=pve_version,json=pveVersion,proto3" json:"pve_version,omitempty"`
 	// Output only. Kernel release, as uname -r prints it.
 	KernelVersion string `protobuf:"bytes,4,opt,name=kernel_version,json=kernelVersion,proto3" json:"kernel_version,omitempty"`

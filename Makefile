@@ -1,0 +1,76 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TOOL    := go tool -modfile=tools/go.mod
+FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
+FUZZTIME ?= 10s
+export CGO_ENABLED ?= 0
+
+.PHONY: help build demo demo-down test lint generate generated fuzz fmt clean deps
+
+## help: what can be made (the default)
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+## build: bin/phoenix-agent, bin/phoenix-controller, bin/phoenix-cli
+build:
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./agent/cmd/phoenix-agent ./controller/cmd/phoenix-controller ./cli/cmd/phoenix-cli
+
+## demo: two pretend Proxmox hosts on real LXC, a container for each entry of FLEET, applied and verified (as root)
+demo: deps build bin/phoenix-sandbox
+	bin/phoenix-sandbox demo --fleet $(FLEET)
+
+## demo-down: everything that demo made is gone again
+demo-down: bin/phoenix-sandbox
+	bin/phoenix-sandbox down
+
+.PHONY: bin/phoenix-sandbox
+bin/phoenix-sandbox:
+	@mkdir -p bin
+	go build -trimpath -o bin/ ./deploy/sandbox/cmd/...
+
+## test: all tests, under the race detector (as root those on real LXC too)
+test: deps
+	CGO_ENABLED=1 go test -race -timeout 9m ./...
+
+## lint: buf, gofmt, vet, staticcheck
+lint:
+	$(TOOL) buf lint
+	$(TOOL) buf format --diff --exit-code
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' | grep -v '^gen/'))" || { gofmt -l $$(git ls-files '*.go' | grep -v '^gen/'); exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+## generate: gen/ from proto/
+generate:
+	$(TOOL) buf generate
+
+## generated: fail if gen/ is not what proto/ gives
+generated: generate
+	@git diff --exit-code --stat -- gen || { echo "gen/ is stale: run make generate and commit"; exit 1; }
+	@test -z "$$(git status --porcelain -- gen)" || { git status --porcelain -- gen; echo "gen/ holds files that proto/ does not give, or lacks some: run make generate and commit"; exit 1; }
+
+## fuzz: every fuzz target for FUZZTIME
+fuzz:
+	@for pkg in $$(go list ./...); do \
+	  for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+## fmt: gofmt and buf format
+fmt:
+	gofmt -w $$(git ls-files '*.go' | grep -v '^gen/')
+	$(TOOL) buf format -w
+
+## clean: remove what was built
+clean:
+	rm -rf bin
+
+# What the tests and the demo need beyond Go; as another user than root, or where apt-get is missing, the tests on real
+# LXC are skipped and say so.
+deps:
+	@deploy/install-deps.sh

@@ -1,0 +1,125 @@
+// Package agent is phoenix-agent: the daemon that is the only thing to touch a Proxmox VE host.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/probe"
+	"phoenix.internal/agent/server"
+)
+
+// Run serves until ctx ends. It returns when everything it started has ended.
+func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+	if err := closeOnExec(); err != nil {
+		return err
+	}
+	// Files of ours are private; commands in containers get the usual umask back (package attach).
+	unix.Umask(0o077)
+
+	tlsConfig, err := server.TLS(server.TLSFiles(cfg.TLS))
+	if err != nil {
+		return err
+	}
+	confs := &confstore.Store{RevisionDir: filepath.Join(cfg.StateDir, "revisions")}
+	if removed, err := confs.Sweep(); err != nil {
+		log.Warn("leftovers of an earlier agent not removed", "err", err)
+	} else if len(removed) > 0 {
+		log.Info("leftovers of an earlier agent removed", "files", removed)
+	}
+	attacher := attach.Attacher{}
+	manager := &container.Manager{
+		Confs:          confs,
+		GPUs:           &gpu.Scanner{},
+		Runtime:        &container.Proxmox{},
+		StateDir:       cfg.StateDir,
+		AllowedOptions: cfg.AllowedLXCOptions,
+		Log:            log,
+	}
+	srv := server.New(&server.Node{
+		Name:       cfg.Node,
+		Version:    version,
+		Started:    time.Now(),
+		Containers: manager,
+		Prober:     &probe.Prober{Attacher: attacher},
+		Attacher:   attacher,
+		Facts:      server.Facts{LXCVersion: lxcVersion(ctx)},
+		Log:        log,
+	}, tlsConfig)
+	return Serve(ctx, cfg.Listen, srv, manager, log)
+}
+
+// Serve finishes the restarts that an earlier agent left, and serves at address, until ctx ends.
+func Serve(ctx context.Context, address string, srv *server.Server, manager *container.Manager, log *slog.Logger) error {
+	// The locks of interrupted restarts are taken before anybody can ask for those containers.
+	finish, err := manager.Recover(ctx)
+	if err != nil {
+		return err
+	}
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen: %w", err), finish(ctx))
+	}
+	log.Info("agent serves", "address", lis.Addr().String())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := finish(ctx); err != nil {
+			log.Error("interrupted restart not finished", "err", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return srv.Serve(ctx, lis) })
+	if err := notify("READY=1"); err != nil {
+		log.Warn("systemd not notified", "err", err)
+	}
+	return group.Wait()
+}
+
+// notify tells systemd about the state of the service (sd_notify(3)); without systemd it does nothing.
+func notify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(state))
+	return errors.Join(err, conn.Close())
+}
+
+// closeOnExec makes sure that nothing this process was started with leaks into a container (threat model, D4).
+func closeOnExec() error {
+	const first, last = 3, 1<<31 - 1
+	if err := unix.CloseRange(first, last, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("mark descriptors close-on-exec: %w", err)
+	}
+	return nil
+}
+
+// lxcVersion asks LXC's tools for their version; empty if they do not say.
+func lxcVersion(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "/usr/bin/lxc-start", "--version").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}

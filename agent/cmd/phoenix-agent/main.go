@@ -1,0 +1,52 @@
+// Command phoenix-agent is the daemon on each Proxmox VE host.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"phoenix.internal/agent"
+	"phoenix.internal/agent/probe"
+)
+
+// version is set by the Makefile.
+var version = "devel"
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == probe.Argument {
+		os.Exit(probe.Main(os.Args[2:])) // we are inside a container
+	}
+	os.Exit(run())
+}
+
+func run() int {
+	path := flag.String("config", "/etc/phoenix/agent.yaml", "configuration `file`")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		info, _ := debug.ReadBuildInfo()
+		fmt.Println("phoenix-agent", version, info.GoVersion)
+		return 0
+	}
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "phoenix-agent: unexpected argument %q; everything is set in the configuration file\n", flag.Arg(0))
+		return 2
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := agent.Run(ctx, cfg, version, cfg.Logger(os.Stderr)); err != nil {
+		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
+		return 1
+	}
+	return 0
+}

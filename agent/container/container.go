@@ -1,0 +1,89 @@
+// Package container is one LXC container as its node sees it: observed without starting a process, edited by typed
+// operations, restarted so that it is never left stopped.
+package container
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/ctlock"
+	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/lxcmon"
+	"phoenix.internal/agent/passthrough"
+)
+
+// A Manager observes and changes the containers of one node. All fields but AllowedOptions must be set. Its methods
+// may be called concurrently; changes of one container wait for each other.
+type Manager struct {
+	Confs   *confstore.Store
+	GPUs    *gpu.Scanner
+	Runtime Runtime
+	// StateDir is where unfinished restarts and edits that no start has proven are recorded.
+	StateDir string
+	// AllowedOptions are the lxc.* options that SetOption may set, as key=value.
+	AllowedOptions []string
+	Log            *slog.Logger
+
+	locks ctlock.Locks
+}
+
+// A Runtime runs the containers of a node. [Proxmox] is the real one.
+type Runtime interface {
+	// Observe tells how a container runs. paths are absolute paths in the container to look at.
+	Observe(ctx context.Context, ctid int32, paths []string) (Running, error)
+	// Start returns when the container runs.
+	Start(ctx context.Context, ctid int32) error
+	// Shutdown stops gracefully. If the container does not stop in time the error is pct.ErrStopTimeout
+	// and it still runs.
+	Shutdown(ctx context.Context, ctid int32, timeout time.Duration) error
+	// Stop kills. Like Shutdown it returns after Proxmox has rewritten the conf.
+	Stop(ctx context.Context, ctid int32) error
+}
+
+// Running is how a container runs at one moment. Everything but State is zero if it does not run.
+type Running struct {
+	State     lxcmon.State
+	InitPID   int
+	Instance  string // identity of this start; never comes back
+	StartTime time.Time
+	// UserNS says that the container's root is not the host's.
+	UserNS bool
+	// Rules are the device rules that the container was started with, in LXC's order.
+	Rules []passthrough.RuleLine
+	// Found is what stands at each path asked for, by path.
+	Found map[string]File
+}
+
+// A File is what stands at a path in a container.
+type File struct {
+	Kind         FileKind
+	Major, Minor int // of a character device
+}
+
+// FileKind tells a device from what may stand in its place.
+type FileKind int
+
+// The kinds of files.
+const (
+	Absent FileKind = iota
+	CharDevice
+	Other
+)
+
+// A Container is one container, observed.
+type Container struct {
+	CTID         int32
+	Hostname     string
+	Lock         string // value of `lock:`; empty if not locked
+	Template     bool
+	Unprivileged bool
+	Digest       string
+	Running      Running
+
+	Configured     passthrough.Passthrough
+	Effective      *passthrough.Passthrough // nil if it does not run
+	RestartPending bool
+	Problems       []passthrough.Problem
+}

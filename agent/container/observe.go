@@ -1,0 +1,238 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/lxcmon"
+	"phoenix.internal/agent/passthrough"
+	"phoenix.internal/agent/pveconf"
+)
+
+// List returns every container with a conf on this node, by CTID, and the inventory it was judged against. It starts
+// no process. A container whose conf cannot be read is listed with that as its problem.
+func (m *Manager) List(ctx context.Context) ([]Container, *gpu.Inventory, error) {
+	inv, err := m.GPUs.Scan(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctids, err := m.Confs.CTIDs()
+	if err != nil {
+		return nil, nil, err
+	}
+	list := make([]Container, 0, len(ctids))
+	for _, ctid := range ctids {
+		c, _, err := m.observe(ctx, ctid, inv)
+		switch {
+		case errors.Is(err, confstore.ErrNotFound):
+			continue // destroyed or migrated since CTIDs listed it
+		case err != nil:
+			c = Container{CTID: ctid, Problems: []passthrough.Problem{{
+				Kind: passthrough.Unreadable, Message: err.Error(),
+				Advice: fmt.Sprintf("look at the conf of CTID %d and at the agent's log", ctid),
+			}}}
+		}
+		list = append(list, c)
+	}
+	return list, inv, nil
+}
+
+// Get returns one container and its conf.
+func (m *Manager) Get(ctx context.Context, ctid int32) (Container, *pveconf.File, error) {
+	inv, err := m.GPUs.Scan(ctx)
+	if err != nil {
+		return Container{}, nil, err
+	}
+	return m.observe(ctx, ctid, inv)
+}
+
+func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) (Container, *pveconf.File, error) {
+	b, err := m.Confs.Read(ctid)
+	if err != nil {
+		return Container{}, nil, err
+	}
+	conf := pveconf.Parse(b)
+	inv := InventoryOf(gpus)
+	configured, problems := passthrough.Of(conf, inv)
+	c := Container{
+		CTID:         ctid,
+		Template:     isTrue(conf, "template"),
+		Unprivileged: unprivileged(conf),
+		Digest:       conf.Digest(),
+		Configured:   configured,
+		Problems:     problems,
+	}
+	c.Hostname, _ = conf.Property("hostname")
+	c.Lock, _ = conf.Property("lock")
+	if c.Lock == "0" {
+		c.Lock = "" // Perl's falsehood: not locked
+	}
+	paths := make(map[string]bool)
+	for _, n := range inv.Nodes {
+		paths[n.Path] = true
+	}
+	for _, d := range configured.Devices {
+		paths[d.Path] = true
+	}
+	c.Running, err = m.Runtime.Observe(ctx, ctid, slices.Sorted(maps.Keys(paths)))
+	if err != nil {
+		return Container{}, nil, err
+	}
+	if c.Running.State != lxcmon.Running && c.Running.State != lxcmon.Frozen {
+		return c, conf, nil
+	}
+	effective, ghosts := effectiveOf(c.Running, inv)
+	c.Effective = &effective
+	c.Problems = append(c.Problems, ghosts...)
+	c.RestartPending = restartPending(conf, c, inv)
+	return c, conf, nil
+}
+
+// effectiveOf tells what a running container really has: the devices of the node that stand in its /dev under their
+// numbers and that its device rules allow.
+func effectiveOf(r Running, inv passthrough.Inventory) (passthrough.Passthrough, []passthrough.Problem) {
+	var p passthrough.Passthrough
+	var problems []passthrough.Problem
+	for _, n := range inv.Nodes {
+		found := r.Found[n.Path]
+		if found.Kind == Other {
+			problems = append(problems, passthrough.Problem{
+				Kind:    passthrough.GhostFile,
+				Message: fmt.Sprintf("%s in the running container is no device: its source was missing when the container started", n.Path),
+				Advice:  "restart the container once the device node exists on the host",
+			})
+		}
+		if !has(r, n) {
+			continue
+		}
+		p.Devices = append(p.Devices, passthrough.Device{Path: n.Path, Major: n.Major, Minor: n.Minor})
+		if i := slices.IndexFunc(inv.GPUs, func(g passthrough.GPU) bool { return n.GPU >= 0 && g.Minor == n.GPU }); i >= 0 {
+			p.GPUs = append(p.GPUs, inv.GPUs[i])
+		}
+	}
+	slices.SortFunc(p.GPUs, func(a, b passthrough.GPU) int { return a.Index - b.Index })
+	return p, problems
+}
+
+// has says whether the running container can use the device node n.
+func has(r Running, n passthrough.Node) bool {
+	found := r.Found[n.Path]
+	return found.Kind == CharDevice && found.Major == n.Major && found.Minor == n.Minor &&
+		passthrough.Allowed(r.Rules, r.UserNS, n.Major, n.Minor)
+}
+
+// restartPending says whether a restart would change which of the node's devices the container can use. A device whose
+// node is missing on the host is left out: a restart would not bring it.
+func restartPending(conf *pveconf.File, c Container, inv passthrough.Inventory) bool {
+	given := make(map[string]bool, len(c.Configured.Devices))
+	for _, d := range c.Configured.Devices {
+		given[d.Path] = true
+	}
+	rules := passthrough.RuleLines(conf, inv)
+	for _, n := range inv.Nodes {
+		if !n.Present {
+			continue
+		}
+		wantAllowed := passthrough.Allowed(rules, c.Unprivileged, n.Major, n.Minor)
+		if has(c.Running, n) != (given[n.Path] && wantAllowed) {
+			return true
+		}
+		// A privileged container may make the node itself, so a rule alone gives it the device.
+		if !c.Unprivileged && wantAllowed != passthrough.Allowed(c.Running.Rules, c.Running.UserNS, n.Major, n.Minor) {
+			return true
+		}
+	}
+	return false
+}
+
+// unprivileged says whether the container's root is not the host's: LXC.pm, update_lxc_config, treats a raw lxc.idmap
+// like `unprivileged: 1`.
+func unprivileged(conf *pveconf.File) bool {
+	return isTrue(conf, "unprivileged") ||
+		slices.ContainsFunc(conf.Raw(), func(e pveconf.Entry) bool { return e.Key == "lxc.idmap" && e.Value != "" })
+}
+
+// isTrue reads a boolean as Proxmox's parser normalises it.
+func isTrue(conf *pveconf.File, key string) bool {
+	v, _ := conf.Property(key)
+	switch v {
+	case "1", "on", "yes", "true":
+		return true
+	}
+	return false
+}
+
+// InventoryOf reduces what the node has to what judging and editing a conf needs.
+func InventoryOf(gpus *gpu.Inventory) passthrough.Inventory {
+	inv := passthrough.Inventory{Majors: gpus.Majors}
+	for _, g := range gpus.GPUs {
+		if g.Minor < 0 || g.Driver != gpu.NVIDIA {
+			continue
+		}
+		inv.GPUs = append(inv.GPUs, passthrough.GPU{Index: g.Index, UUID: g.UUID, Minor: g.Minor})
+		for _, n := range g.Nodes {
+			inv.Nodes = append(inv.Nodes, passthrough.Node{
+				Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: g.Minor,
+			})
+		}
+	}
+	for _, n := range gpus.Shared {
+		inv.Nodes = append(inv.Nodes, passthrough.Node{
+			Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: -1,
+			Needed: Needed(n.Path),
+		})
+	}
+	slices.SortFunc(inv.Nodes, func(a, b passthrough.Node) int { return strings.Compare(a.Path, b.Path) })
+	return inv
+}
+
+// A ProbeDevice is a device worth opening in a container: one that the node has or that the conf gives.
+type ProbeDevice struct {
+	Path         string
+	Major, Minor int
+	GPUIndex     int  // -1 for a device that GPUs share
+	Expected     bool // the conf gives it
+}
+
+// Devices returns the container and every NVIDIA device of the node and of its conf, by path.
+func (m *Manager) Devices(ctx context.Context, ctid int32) (Container, []ProbeDevice, error) {
+	gpus, err := m.GPUs.Scan(ctx)
+	if err != nil {
+		return Container{}, nil, err
+	}
+	c, _, err := m.observe(ctx, ctid, gpus)
+	if err != nil {
+		return Container{}, nil, err
+	}
+	inv := InventoryOf(gpus)
+	byPath := make(map[string]ProbeDevice, len(inv.Nodes))
+	for _, n := range inv.Nodes {
+		d := ProbeDevice{Path: n.Path, Major: n.Major, Minor: n.Minor, GPUIndex: -1}
+		if i := slices.IndexFunc(inv.GPUs, func(g passthrough.GPU) bool { return n.GPU >= 0 && g.Minor == n.GPU }); i >= 0 {
+			d.GPUIndex = inv.GPUs[i].Index
+		}
+		byPath[n.Path] = d
+	}
+	for _, given := range c.Configured.Devices {
+		d, ok := byPath[given.Path]
+		if !ok {
+			d = ProbeDevice{Path: given.Path, Major: given.Major, Minor: given.Minor, GPUIndex: -1}
+		}
+		d.Expected = true
+		byPath[given.Path] = d
+	}
+	devices := slices.SortedFunc(maps.Values(byPath), func(a, b ProbeDevice) int { return strings.Compare(a.Path, b.Path) })
+	return c, devices, nil
+}
+
+// Needed says whether every use of a GPU needs this shared device: CUDA needs nvidia-uvm and its tools, everything needs
+// nvidiactl; nvidia-modeset is for graphics only.
+func Needed(path string) bool {
+	return path == "/dev/nvidiactl" || path == "/dev/nvidia-uvm" || path == "/dev/nvidia-uvm-tools"
+}

@@ -1,0 +1,222 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/passthrough"
+	"phoenix.internal/agent/pveconf"
+)
+
+// An Operation is one change of a conf: [SetPassthrough], [SetProperty], [UnsetProperty] or [SetOption]. There is none
+// for a raw line: LXC's syntax is written by this program alone.
+type Operation interface {
+	edit(f *pveconf.File, e *editing) error
+}
+
+// editing is what operations may look at.
+type editing struct {
+	gpus    *gpu.Inventory
+	options []string // allowed lxc.* options
+	preview bool
+}
+
+// A Selector names one GPU of the node. Exactly one field is set; Index is a pointer because 0 is a GPU.
+type Selector struct {
+	Index      *int
+	UUID       string
+	PCIAddress string
+}
+
+func (s Selector) String() string {
+	switch {
+	case s.Index != nil:
+		return fmt.Sprint(*s.Index)
+	case s.UUID != "":
+		return s.UUID
+	}
+	return s.PCIAddress
+}
+
+// A GPUNotFoundError says that the node has no such GPU.
+type GPUNotFoundError struct {
+	GPU       string
+	Available []string // what it has, by index
+}
+
+func (e *GPUNotFoundError) Error() string {
+	if len(e.Available) == 0 {
+		return fmt.Sprintf("no GPU %s; the node has none that its nvidia driver can use", e.GPU)
+	}
+	return fmt.Sprintf("no GPU %s; the node has %s", e.GPU, strings.Join(e.Available, ", "))
+}
+
+// A GPUBoundError says that a GPU is there, but another driver has it.
+type GPUBoundError struct {
+	GPU    string
+	Driver string // "vfio-pci", "nouveau", "none", ...
+}
+
+func (e *GPUBoundError) Error() string {
+	return fmt.Sprintf("GPU %s is bound to %s, not to nvidia", e.GPU, e.Driver)
+}
+
+// Resolve finds the GPUs that selectors name. The error is a [*GPUNotFoundError], a [*GPUBoundError] or
+// gpu.ErrDriverNotLoaded.
+func Resolve(inv *gpu.Inventory, selectors []Selector) ([]gpu.GPU, error) {
+	if len(selectors) > 0 && inv.DriverVersion == "" {
+		return nil, gpu.ErrDriverNotLoaded
+	}
+	found := make([]gpu.GPU, 0, len(selectors))
+	for _, s := range selectors {
+		i := slices.IndexFunc(inv.GPUs, func(g gpu.GPU) bool {
+			switch {
+			case s.Index != nil:
+				return g.Index == *s.Index
+			case s.UUID != "":
+				return g.UUID == s.UUID
+			}
+			return g.PCIAddress == s.PCIAddress
+		})
+		if i < 0 {
+			err := &GPUNotFoundError{GPU: s.String()}
+			for _, g := range inv.GPUs {
+				if g.Index >= 0 {
+					err.Available = append(err.Available, fmt.Sprint(g.Index))
+				}
+			}
+			return nil, err
+		}
+		g := inv.GPUs[i]
+		if g.Driver != gpu.NVIDIA {
+			return nil, &GPUBoundError{GPU: s.String(), Driver: g.Driver}
+		}
+		if g.Minor < 0 {
+			return nil, fmt.Errorf("GPU %s: the driver gives no device minor", s)
+		}
+		if !slices.ContainsFunc(found, func(f gpu.GPU) bool { return f.PCIAddress == g.PCIAddress }) {
+			found = append(found, g)
+		}
+	}
+	return found, nil
+}
+
+// SetPassthrough makes the container's GPUs exactly the given ones.
+type SetPassthrough struct {
+	GPUs []Selector
+	Mode passthrough.Mode
+}
+
+func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
+	gpus, err := Resolve(e.gpus, op.GPUs)
+	if err != nil {
+		return err
+	}
+	minors := make([]int, 0, len(gpus))
+	for _, g := range gpus {
+		minors = append(minors, g.Minor)
+	}
+	inv := InventoryOf(e.gpus)
+	if e.preview {
+		// The nodes will be made before the real edit; without them a preview would have to fail.
+		for i := range inv.Nodes {
+			inv.Nodes[i].Present = true
+		}
+	}
+	return passthrough.Set(f, inv, minors, op.Mode)
+}
+
+// An OptionError says that an lxc.* option may not be set.
+type OptionError struct{ Key, Value string }
+
+func (e *OptionError) Error() string {
+	return fmt.Sprintf("%s = %s is not in this agent's allowed_lxc_options", e.Key, e.Value)
+}
+
+// SetOption sets one lxc.* option, replacing every line of the main section with its key.
+type SetOption struct{ Key, Value string }
+
+// optionValues is the closed list: what may be allowed at all. Neither key can name a file or a command.
+var optionValues = map[string][]string{
+	"lxc.apparmor.profile": {"generated", "unconfined"},
+	"lxc.mount.auto": {
+		"sys:rw", "sys:ro", "sys:mixed", "proc:rw", "proc:mixed", "cgroup:rw", "cgroup:mixed",
+	},
+}
+
+func (op SetOption) edit(f *pveconf.File, e *editing) error {
+	if !slices.Contains(optionValues[op.Key], op.Value) || !slices.Contains(e.options, op.Key+"="+op.Value) {
+		return &OptionError{Key: op.Key, Value: op.Value}
+	}
+	kept := false
+	f.RemoveRaw(func(l pveconf.Entry) bool {
+		if l.Key != op.Key {
+			return false
+		}
+		if l.Value == op.Value && !kept {
+			kept = true
+			return false
+		}
+		return true
+	})
+	if kept {
+		return nil
+	}
+	return f.AppendRaw(op.Key, op.Value)
+}
+
+// Patch applies operations to the conf of ctid in one write. A preview writes nothing and takes no lock. Besides the
+// errors of [confstore.Store.Edit] there are those of [Resolve], [*OptionError], [*PropertyError] and
+// [*passthrough.NodeError].
+func (m *Manager) Patch(ctx context.Context, ctid int32, ifDigest string, preview bool, by confstore.Author, ops ...Operation) (confstore.Result, error) {
+	if !preview {
+		unlock, err := m.locks.Lock(ctx, ctid)
+		if err != nil {
+			return confstore.Result{}, err
+		}
+		defer unlock()
+	}
+	gpus, err := m.GPUs.Scan(ctx)
+	if err != nil {
+		return confstore.Result{}, err
+	}
+	edit := func(f *pveconf.File) error {
+		for _, op := range ops {
+			if err := op.edit(f, &editing{gpus: gpus, options: m.AllowedOptions, preview: preview}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if preview {
+		return m.Confs.Preview(ctid, ifDigest, edit)
+	}
+	return m.write(ctid, func() (confstore.Result, error) { return m.Confs.Edit(ctx, ctid, ifDigest, by, edit) })
+}
+
+// Restore makes the content of a revision the conf again.
+func (m *Manager) Restore(ctx context.Context, ctid int32, revision int64, ifDigest string, by confstore.Author) (confstore.Result, error) {
+	unlock, err := m.locks.Lock(ctx, ctid)
+	if err != nil {
+		return confstore.Result{}, err
+	}
+	defer unlock()
+	return m.write(ctid, func() (confstore.Result, error) { return m.Confs.Restore(ctx, ctid, revision, ifDigest, by) })
+}
+
+// write edits a conf and records that no start has proven the outcome yet.
+func (m *Manager) write(ctid int32, edit func() (confstore.Result, error)) (confstore.Result, error) {
+	res, err := edit()
+	if err != nil || !res.Changed {
+		return res, err
+	}
+	if err := m.recordUnproven(ctid, res); err != nil {
+		// The conf is right; what is lost is the way back if it does not start.
+		m.Log.Warn("edit not recorded for roll-back", "ctid", ctid, "err", err)
+	}
+	return res, nil
+}

@@ -1,0 +1,148 @@
+// Package server is the agent's gRPC API: it checks requests, calls the packages that do the work, and converts
+// their values and errors. Nothing else in the agent sees generated types.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/probe"
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+)
+
+// Limits of the threat model, section 8.
+const (
+	maxReceiveBytes  = 1 << 20
+	maxSendBytes     = 4 << 20
+	maxHeaderBytes   = 16 << 10
+	streamWindow     = 128 << 10
+	connWindow       = 4 << 20
+	handshakeTimeout = 5 * time.Second
+	// One more than the interceptor lets through, so that the caller gets an answer with a reason instead of a
+	// silent wait for a free stream.
+	maxStreams = 64
+)
+
+// A Prober opens devices from inside a container.
+type Prober interface {
+	Probe(ctx context.Context, ctid int32, devices []probe.Device) ([]probe.Result, error)
+}
+
+// An Attacher starts processes inside containers.
+type Attacher interface {
+	Start(ctx context.Context, c attach.Command) (*attach.Process, error)
+}
+
+// A Node is what the API serves. All fields must be set.
+type Node struct {
+	Name       string
+	Version    string // of the agent
+	Started    time.Time
+	Containers *container.Manager
+	Prober     Prober
+	Attacher   Attacher
+	Facts      Facts
+	Log        *slog.Logger
+}
+
+// A Server serves the API of one node.
+type Server struct {
+	grpc   *grpc.Server
+	health *health.Server
+	events *events
+	log    *slog.Logger
+}
+
+// New builds a server. tlsConfig must demand client certificates; see [TLS].
+func New(node *Node, tlsConfig *tls.Config) *Server {
+	limit := newStreamLimit(maxStreams - 1)
+	s := &Server{
+		log: node.Log,
+		grpc: grpc.NewServer(
+			grpc.Creds(credentials.NewTLS(tlsConfig)),
+			grpc.ConnectionTimeout(handshakeTimeout),
+			grpc.MaxRecvMsgSize(maxReceiveBytes),
+			grpc.MaxSendMsgSize(maxSendBytes),
+			grpc.MaxHeaderListSize(maxHeaderBytes),
+			grpc.MaxConcurrentStreams(maxStreams),
+			grpc.StaticStreamWindowSize(streamWindow),
+			grpc.StaticConnWindowSize(connWindow),
+			grpc.KeepaliveParams(keepalive.ServerParameters{
+				MaxConnectionIdle: 15 * time.Minute,
+				Time:              30 * time.Second,
+				Timeout:           10 * time.Second,
+			}),
+			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
+			grpc.ChainUnaryInterceptor(unaryLog(node.Log), limit.unary),
+			grpc.ChainStreamInterceptor(streamLog(node.Log), limit.stream),
+		),
+		health: health.NewServer(),
+		events: newEvents(node),
+	}
+	agentv1.RegisterNodeServiceServer(s.grpc, &nodeServer{node: node, events: s.events})
+	agentv1.RegisterDeviceServiceServer(s.grpc, &deviceServer{node: node})
+	agentv1.RegisterContainerServiceServer(s.grpc, &containerServer{node: node})
+	agentv1.RegisterExecServiceServer(s.grpc, newExecServer(node))
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)
+	}
+	return s
+}
+
+// Serve serves until ctx ends; calls that are under way then have drainTimeout to finish.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	watchCtx, stopWatching := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.events.run(watchCtx)
+	}()
+	defer func() {
+		stopWatching()
+		<-watched
+	}()
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		s.drain()
+	})
+	err := s.grpc.Serve(lis)
+	if !stop() {
+		<-stopped // Serve returns as soon as the drain begins
+		return nil
+	}
+	return err
+}
+
+const drainTimeout = 20 * time.Second
+
+func (s *Server) drain() {
+	s.health.Shutdown()
+	s.events.close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.grpc.GracefulStop()
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTimeout):
+		s.log.Warn("calls still under way are ended", "after", drainTimeout)
+		s.grpc.Stop()
+		<-done
+	}
+}

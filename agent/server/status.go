@@ -1,0 +1,180 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/pct"
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+)
+
+// errorDomain is the domain of every ErrorInfo.
+const errorDomain = "phoenix.internal"
+
+// withReason makes a status with an ErrorInfo.
+func withReason(code codes.Code, reason errorv1.Reason, message string, metadata map[string]string) error {
+	st := status.New(code, bounded(message))
+	detailed, err := st.WithDetails(&errdetails.ErrorInfo{
+		Reason:   strings.TrimPrefix(reason.String(), "REASON_"),
+		Domain:   errorDomain,
+		Metadata: metadata,
+	})
+	if err != nil { // only for code OK
+		return st.Err()
+	}
+	return detailed.Err()
+}
+
+// bounded keeps a message well below the limit for headers, in which statuses travel.
+func bounded(message string) string {
+	const most = 4096
+	if len(message) <= most {
+		return message
+	}
+	return strings.ToValidUTF8(message[:most], "") + " ..."
+}
+
+func internal(requestID string) error {
+	return withReason(codes.Internal, errorv1.Reason_REASON_INTERNAL,
+		"internal error; the agent's log has it under request "+requestID, map[string]string{"request_id": requestID})
+}
+
+// invalid says that a request's field is wrong in any state.
+func invalid(field, format string, args ...any) error {
+	return withReason(codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD,
+		field+": "+fmt.Sprintf(format, args...), map[string]string{"field": field})
+}
+
+// ctidError gives an error that does not know it its CTID.
+type ctidError struct {
+	ctid int32
+	err  error
+}
+
+func (e *ctidError) Error() string { return e.err.Error() }
+func (e *ctidError) Unwrap() error { return e.err }
+
+// statusOf is the one place where an error becomes a status: a case for each error that a caller can act on; the rest is
+// a defect of ours and shows only the request's ID.
+func statusOf(requestID string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err // made by withReason, or by grpc itself
+	}
+	ctid := func(id int32) map[string]string { return map[string]string{"ctid": strconv.Itoa(int(id))} }
+	of := int32(0)
+	if e, ok := errors.AsType[*ctidError](err); ok {
+		of = e.ctid
+	}
+	fail := func(code codes.Code, reason errorv1.Reason, md map[string]string) error {
+		return withReason(code, reason, err.Error(), md)
+	}
+	if e, ok := errors.AsType[*container.RolledBackError](err); ok {
+		md := ctid(e.CTID)
+		md["revision"] = strconv.FormatInt(e.Revision, 10)
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_START_ROLLED_BACK, md)
+	}
+	if e, ok := errors.AsType[*container.StartError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_START_FAILED, ctid(e.CTID))
+	}
+	if e, ok := errors.AsType[*container.InstanceError](err); ok {
+		md := ctid(e.CTID)
+		md["instance"] = e.Got
+		return fail(codes.Aborted, errorv1.Reason_REASON_INSTANCE_CHANGED, md)
+	}
+	if e, ok := errors.AsType[*container.GPUNotFoundError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_GPU_NOT_FOUND,
+			map[string]string{"gpu": e.GPU, "available": strings.Join(e.Available, ",")})
+	}
+	if e, ok := errors.AsType[*container.GPUBoundError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE,
+			map[string]string{"gpu": e.GPU, "driver": e.Driver})
+	}
+	if e, ok := errors.AsType[*container.PropertyError](err); ok {
+		return fail(codes.InvalidArgument, errorv1.Reason_REASON_PROPERTY_NOT_ALLOWED,
+			map[string]string{"key": e.Key, "value": bounded(e.Value)})
+	}
+	if e, ok := errors.AsType[*container.OptionError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_LXC_OPTION_NOT_ALLOWED,
+			map[string]string{"key": e.Key, "value": bounded(e.Value)})
+	}
+	if e, ok := errors.AsType[*confstore.DigestError](err); ok {
+		md := ctid(e.CTID)
+		md["digest"] = e.Got
+		return fail(codes.Aborted, errorv1.Reason_REASON_DIGEST_MISMATCH, md)
+	}
+	if e, ok := errors.AsType[*confstore.LockedError](err); ok {
+		md := ctid(e.CTID)
+		md["lock"] = e.Lock
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_LOCKED, md)
+	}
+	if e, ok := errors.AsType[*pct.LockedError](err); ok {
+		md := ctid(e.CTID)
+		md["lock"] = e.Lock
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_LOCKED, md)
+	}
+	if e, ok := errors.AsType[*confstore.LockTimeoutError](err); ok {
+		md := ctid(e.CTID)
+		md["path"] = e.Path
+		if e.HolderPID > 0 {
+			md["holder_pid"] = strconv.Itoa(e.HolderPID)
+		}
+		return fail(codes.Unavailable, errorv1.Reason_REASON_CONF_LOCK_TIMEOUT, md)
+	}
+	if e, ok := errors.AsType[*confstore.RevisionError](err); ok {
+		md := ctid(e.CTID)
+		md["revision"] = strconv.FormatInt(e.Number, 10)
+		return fail(codes.NotFound, errorv1.Reason_REASON_REVISION_NOT_FOUND, md)
+	}
+	if e, ok := errors.AsType[*gpu.NodeError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DEVICE_NODE_MISSING, map[string]string{"path": e.Path})
+	}
+	switch {
+	case errors.Is(err, confstore.ErrNotFound), errors.Is(err, pct.ErrNotFound):
+		return fail(codes.NotFound, errorv1.Reason_REASON_CONTAINER_NOT_FOUND, ctid(of))
+	case errors.Is(err, confstore.ErrNoQuorum), errors.Is(err, pct.ErrNoQuorum):
+		return fail(codes.Unavailable, errorv1.Reason_REASON_NO_QUORUM, nil)
+	case errors.Is(err, confstore.ErrNotMounted), errors.Is(err, confstore.ErrNoAnswer), errors.Is(err, confstore.ErrBusy),
+		errors.Is(err, confstore.ErrDisconnected), errors.Is(err, confstore.ErrDatabase):
+		return fail(codes.Unavailable, errorv1.Reason_REASON_CONF_FS_UNAVAILABLE, nil)
+	case errors.Is(err, confstore.ErrTooLarge):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONF_TOO_LARGE, ctid(of))
+	case errors.Is(err, container.ErrTemplate), errors.Is(err, pct.ErrTemplate):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE, ctid(of))
+	case errors.Is(err, container.ErrNotRunning):
+		md := ctid(of)
+		md["state"] = "stopped"
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_NOT_RUNNING, md)
+	case errors.Is(err, gpu.ErrDriverNotLoaded):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DRIVER_NOT_LOADED, nil)
+	case errors.Is(err, pct.ErrStopTimeout):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_STOP_TIMEOUT, ctid(of))
+	case errors.Is(err, attach.ErrAttach):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_ATTACH_FAILED, ctid(of))
+	}
+	if e, ok := errors.AsType[*pct.Error](err); ok {
+		md := ctid(e.CTID)
+		md["command"] = e.Command
+		return fail(codes.Unavailable, errorv1.Reason_REASON_PCT_FAILED, md)
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "canceled")
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, bounded(err.Error()))
+	}
+	return internal(requestID)
+}
