@@ -120,7 +120,7 @@ type answer struct {
 
 func (a answer) failure() error {
 	if a.result < 0 {
-		return fmt.Errorf("LXC answers: %w", syscall.Errno(-a.result))
+		return fmt.Errorf("LXC answers: %w", syscall.Errno(-int64(a.result)))
 	}
 	return nil
 }
