@@ -1,0 +1,4 @@
+package server
+
+// StatusOf is tested by itself: most of its cases need a broken world to be reached by a call.
+var StatusOf = statusOf
