@@ -63,13 +63,15 @@ type Engine struct {
 	lanes lane.Lanes
 	live  sync.WaitGroup // runs under way
 
+	// ctx is that of the runs, which outlive the calls that begin them. It ends with Close, by stop.
+	ctx  context.Context
+	stop context.CancelFunc
+
 	mu     sync.Mutex
 	closed bool
 	runs   map[string]*run  // under way, by ID
-	active map[int32]string // run that works on the CTID
-	stop   context.CancelFunc
-	ctx    context.Context // of the runs, which outlive the calls that begin them; ends with Close
-	lastID time.Time
+	active map[int32]string // run that works on the CTID, or is going to
+	lastID time.Time        // of newID
 }
 
 // New returns an engine. It starts nothing. The caller closes it.
@@ -114,13 +116,16 @@ func (e *Engine) loadValid() (*fleet.Fleet, []fleet.Finding, error) {
 	return f, findings, nil
 }
 
-// Observe asks every node, and adds what is known of earlier verifications.
+// Observe asks every node, and adds what is known of earlier verifications. Fails if the store does, or if ctx ends.
 func (e *Engine) Observe(ctx context.Context) (*observed.Fleet, error) {
 	verified, err := e.cfg.Store.Verified()
 	if err != nil {
 		return nil, err
 	}
 	o := e.cfg.Agents.Observe(ctx)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // that no node answered then means nothing
+	}
 	o.Verified = verified
 	return o, nil
 }
@@ -193,7 +198,7 @@ func (e *Engine) Apply(ctx context.Context, req Request) (*Watch, error) {
 	}
 	w, err := e.begin(ctx, r, findings)
 	if err != nil {
-		e.release(r)
+		e.release(r.record.ID)
 		return nil, err
 	}
 	return w, nil
@@ -204,9 +209,6 @@ func (e *Engine) begin(ctx context.Context, r *run, findings []fleet.Finding) (*
 	o, err := e.Observe(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx) // what was observed then is no basis
 	}
 	opts := r.record.Options
 	p, err := e.compute(r.fleet, o, plan.Options{CTIDs: opts.CTIDs, Start: opts.Start, Verify: opts.Verify})
@@ -223,8 +225,7 @@ func (e *Engine) begin(ctx context.Context, r *run, findings []fleet.Finding) (*
 		return nil, err
 	}
 	w := r.watch()
-	e.start(r, r.work)
-	return w, nil
+	return w, e.start(r, r.work)
 }
 
 // container makes the record of a plan.
@@ -302,26 +303,41 @@ func (e *Engine) reserve(r *run, ctids []int32) error {
 	return nil
 }
 
-func (e *Engine) release(r *run) {
+// release gives up all containers of a run.
+func (e *Engine) release(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	maps.DeleteFunc(e.active, func(_ int32, id string) bool { return id == r.record.ID })
-	delete(e.runs, r.record.ID)
+	maps.DeleteFunc(e.active, func(_ int32, by string) bool { return by == id })
+	delete(e.runs, id)
 }
 
-// start lets work carry the run out. The engine waits for it in Close.
-func (e *Engine) start(r *run, work func(ctx, stop context.Context)) {
+// done gives up one container.
+func (e *Engine) done(ctid int32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.active, ctid)
+}
+
+// start lets work carry the run out. The engine waits for it in Close. Fails with [ErrClosed].
+func (e *Engine) start(r *run, work func(ctx, stop context.Context)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return ErrClosed
+	}
+	id := r.record.ID
 	stop, cancel := context.WithCancelCause(e.ctx)
 	r.cancel = cancel
-	e.runs[r.record.ID] = r
+	e.runs[id] = r
 	e.live.Go(func() {
 		defer cancel(nil)
 		work(e.ctx, stop)
-		e.release(r)
-		r.finish(e.ctx.Err() != nil)
+		end := r.finish(e.ctx.Err() != nil)
+		// Released before the watchers hear of the end, so that they can apply again at once.
+		e.release(id)
+		r.endWatches(end)
 	})
+	return nil
 }
 
 // Run returns the run with this ID, or the only one whose ID begins with it. Fails with [store.ErrNotFound] or a
@@ -353,7 +369,8 @@ func (e *Engine) Active() map[int32]string {
 	return maps.Clone(e.active)
 }
 
-// Watch follows a run, named as for Run. The caller closes the watch.
+// Watch follows a run, named as for Run; one that has ended gives its end. The caller closes the watch. Fails as Run
+// does, and with [ErrClosed] for a run that an earlier process left and nobody has taken up.
 func (e *Engine) Watch(id string) (*Watch, error) {
 	past, err := e.cfg.Store.Run(id)
 	if err != nil {
@@ -365,6 +382,9 @@ func (e *Engine) Watch(id string) (*Watch, error) {
 	// It may have ended since it was read.
 	if past, err = e.cfg.Store.Run(past.ID); err != nil {
 		return nil, err
+	}
+	if past.State == store.RunRunning {
+		return nil, ErrClosed // another process left it, or this one is about to
 	}
 	w := &Watch{past: past, wake: make(chan struct{}, 1)}
 	w.end(io.EOF)

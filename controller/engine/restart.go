@@ -60,6 +60,7 @@ func (w *worker) restart(ctx context.Context) (did, error) {
 			case !transient(err):
 				return did{}, err
 			}
+			p.deadline = p.deadline.Add(time.Since(now)) // what the restart itself took does not count
 		}
 		w.progress("waiting: " + err.Error())
 		if !p.wait(ctx, w.stop) {

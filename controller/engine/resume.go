@@ -61,22 +61,13 @@ func (e *Engine) MarkInterrupted() error {
 
 // abandon ends a run that nobody works on.
 func abandon(r store.Run, state store.RunState, why string) store.Run {
-	now := time.Now().UTC()
-	r.State, r.Ended = state, now
+	r.State, r.Ended = state, time.Now().UTC()
 	for i := range r.Containers {
 		c := &r.Containers[i]
 		if c.State.Ended() {
 			continue
 		}
-		for j := range c.Steps {
-			switch s := &c.Steps[j]; s.State {
-			case store.StepRunning:
-				move(&s.State, store.StepFailed)
-				s.Ended, s.Message = now, why
-			case store.StepPending:
-				move(&s.State, store.StepSkipped)
-			}
-		}
+		endSteps(c, why)
 		move(&c.State, store.StepSkipped)
 		c.Error = why
 	}
@@ -94,10 +85,10 @@ func (e *Engine) takeUp(record store.Run) error {
 		return err
 	}
 	if err := e.cfg.Store.SaveRun(record); err != nil {
-		e.release(r)
+		e.release(record.ID)
 		return err
 	}
-	e.start(r, func(ctx, stop context.Context) {
+	return e.start(r, func(ctx, stop context.Context) {
 		err := r.replanAll(stop)
 		if ctx.Err() != nil {
 			return
@@ -108,7 +99,6 @@ func (e *Engine) takeUp(record store.Run) error {
 		}
 		r.work(ctx, stop)
 	})
-	return nil
 }
 
 // replanAll observes and plans what the run has not ended.
@@ -129,37 +119,33 @@ func (r *run) replanAll(ctx context.Context) error {
 		}
 	}
 	planned := map[int32]plan.Container{}
-	started := map[int32]plan.Container{} // the same, with those that are stopped to be started
-	if len(opts.CTIDs) > 0 {
-		for start, into := range map[bool]map[int32]plan.Container{opts.Start: planned, true: started} {
-			opts.Start = start
-			p, err := e.compute(f, o, opts)
-			if err != nil {
-				return err
-			}
-			for _, c := range p.Containers {
-				into[c.CTID] = c
-			}
+	if len(opts.CTIDs) > 0 { // without any it would plan all of the fleet file
+		p, err := e.compute(f, o, opts)
+		if err != nil {
+			return err
 		}
-		if r.record.Options.Start {
-			planned = started
+		for _, c := range p.Containers {
+			planned[c.CTID] = c
 		}
 	}
 
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	record := r.snapshot()
-	for i := range record.Containers {
-		c := &record.Containers[i]
-		w := task{plan: planned[c.CTID], start: r.record.Options.Start}
-		if interrupted(*c, plan.Restart) {
+	r.plans = nil
+	for i, c := range record.Containers {
+		p, ok := planned[c.CTID]
+		if !ok {
+			p = plan.Container{CTID: c.CTID, Errors: []string{"it is not in the fleet file any more"}}
+		}
+		r.plans = append(r.plans, task{
+			plan: p, start: opts.Start,
 			// The restart may have been cut off between stop and start: who ran before is to run again.
-			w = task{plan: started[c.CTID], start: true, restarting: true}
-		}
+			restarting: interrupted(c, plan.Restart),
+		})
 		if !c.State.Ended() {
-			resume(c, w.plan, f.Container(c.CTID) != nil)
+			record.Containers[i] = resumed(c, p)
 		}
-		r.plans = append(r.plans, w)
 	}
 	if err := e.cfg.Store.SaveRun(record); err != nil {
 		return err
@@ -215,33 +201,33 @@ func interrupted(c store.Container, kind plan.Kind) bool {
 	return slices.ContainsFunc(c.Steps, func(s store.Step) bool { return s.Kind == kind && s.State == store.StepRunning })
 }
 
-// resume makes the record of a container that was not ended one of what is still to be done. Steps that are not planned
-// any more hold already; those that were done and are planned again are done again.
-func resume(c *store.Container, p plan.Container, inFleet bool) {
-	again := func(s store.Step) bool {
-		return slices.ContainsFunc(p.Steps, func(n plan.Step) bool { return n.Kind == s.Kind && n.Feature == s.Feature })
+// resumed returns the record of a container that is taken up again: steps that had not ended and those that the new plan
+// has are to be done, the others stay. Each step asks first whether its outcome holds, so none is done in vain.
+func resumed(c store.Container, p plan.Container) store.Container {
+	fresh := container(p)
+	fresh.Name, fresh.After = c.Name, c.After // it still comes after those that the run has ended
+	if fresh.Node == "" {
+		fresh.Node = c.Node
+	}
+	if len(p.Errors) > 0 {
+		fresh.Steps = c.Steps
+		endSteps(&fresh, fresh.Error)
+		return fresh
 	}
 	var steps []store.Step
 	for _, s := range c.Steps {
-		if again(s) {
+		if slices.ContainsFunc(p.Steps, func(n plan.Step) bool { return n.Kind == s.Kind && n.Feature == s.Feature }) {
 			continue
 		}
 		if !s.State.Ended() {
-			s.State, s.Ended = store.StepUnchanged, time.Now().UTC()
-			s.Message = "held already when the run was taken up again"
+			s = store.Step{Kind: s.Kind, Feature: s.Feature, Reason: s.Reason, State: store.StepPending}
+			fresh.State = store.StepPending
 		}
 		steps = append(steps, s)
 	}
-	fresh := container(p)
-	steps = append(steps, fresh.Steps...)
-	slices.SortStableFunc(steps, func(a, b store.Step) int { return cmp.Compare(a.Kind, b.Kind) })
-	c.Steps, c.State, c.Error = steps, fresh.State, fresh.Error
-	if p.Node != "" {
-		c.Node = p.Node
-	}
-	if !inFleet {
-		c.State, c.Error = store.StepFailed, "it is not in the fleet file any more"
-	}
+	fresh.Steps = append(steps, fresh.Steps...)
+	slices.SortStableFunc(fresh.Steps, func(a, b store.Step) int { return cmp.Compare(a.Kind, b.Kind) })
+	return fresh
 }
 
 // fail ends every container that was not ended.

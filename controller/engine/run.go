@@ -44,10 +44,11 @@ type task struct {
 	restarting bool
 }
 
-// moves are the legal changes of a step's state, and of a container's.
+// moves are the legal changes of a step's state, and of a container's. A container is skipped while it runs when the run
+// is canceled between two of its steps. When a run is taken up again, records are made anew; nothing moves back.
 var moves = map[store.StepState][]store.StepState{
-	store.StepPending: {store.StepRunning, store.StepSkipped},
-	store.StepRunning: {store.StepRunning, store.StepSucceeded, store.StepUnchanged, store.StepFailed, store.StepSkipped},
+	store.StepPending: {store.StepRunning, store.StepSkipped, store.StepFailed, store.StepUnchanged},
+	store.StepRunning: {store.StepSucceeded, store.StepUnchanged, store.StepFailed, store.StepSkipped},
 }
 
 // move is the only writer of states.
@@ -71,28 +72,28 @@ func (r *run) work(ctx, stop context.Context) {
 		ctid := r.plans[i].plan.CTID
 		w := &worker{run: r, index: i, task: r.plans[i], log: log.With("ctid", ctid)}
 		if w.record().State.Ended() {
+			r.engine.done(ctid)
 			close(done[ctid])
 			continue
 		}
 		workers.Go(func() {
 			defer close(done[ctid])
+			defer r.engine.done(ctid)
 			w.work(ctx, stop, done)
 		})
 	}
 	workers.Wait()
 }
 
-// finish records how the run ended, unless its process leaves it to the next one.
-func (r *run) finish(closing bool) {
-	end := io.EOF
-	defer func() { r.endWatches(end) }()
+// finish records how the run ended and returns what its watchers are to hear. A run that was cut off by the end of the
+// process is left to the next one.
+func (r *run) finish(closing bool) error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	final := r.snapshot()
 	unfinished := slices.ContainsFunc(final.Containers, func(c store.Container) bool { return !c.State.Ended() })
 	if unfinished && closing {
-		end = ErrClosed
-		return
+		return ErrClosed
 	}
 	final.State = outcome(final)
 	final.Ended = time.Now().UTC()
@@ -105,6 +106,7 @@ func (r *run) finish(closing bool) {
 	r.record = final
 	r.mu.Unlock()
 	log.Info("run ended", "state", string(final.State))
+	return io.EOF
 }
 
 // outcome is the state of a run whose containers have ended.
@@ -244,10 +246,7 @@ func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
 	if ctx.Err() != nil || err == nil {
 		return
 	}
-	if saveErr := w.giveUp(err); saveErr != nil {
-		// The container's record stays where it was; the run then ends as failed in memory and is taken up again.
-		w.log.Error("the end of a container's work could not be recorded", "err", saveErr)
-	}
+	w.giveUp(err)
 }
 
 // await waits for the containers that come first.
@@ -315,9 +314,6 @@ func (w *worker) steps(ctx, stop context.Context) (err error) {
 	}
 	err = w.save(-1, func(c *store.Container) {
 		unchanged := !slices.ContainsFunc(c.Steps, func(s store.Step) bool { return s.State != store.StepUnchanged })
-		if c.State == store.StepPending {
-			move(&c.State, store.StepRunning)
-		}
 		if unchanged {
 			move(&c.State, store.StepUnchanged)
 		} else {
@@ -399,43 +395,50 @@ func (e *stepError) Error() string { return title(e.kind, e.feature) + ": " + e.
 func (e *stepError) Unwrap() error { return e.err }
 
 // giveUp records why the container's work ended before its steps did.
-func (w *worker) giveUp(cause error) error {
+func (w *worker) giveUp(cause error) {
 	_, failed := errors.AsType[*stepError](cause)
 	_, first := errors.AsType[*dependencyError](cause)
-	text := cause.Error()
-	if next := advice(cause, w.ctid(), w.plan.Node); next != "" {
-		text += "; " + next
-	}
-	end := store.StepSkipped
+	c := w.record()
+	end, text := store.StepFailed, cause.Error()
 	switch {
-	case errors.Is(cause, errCanceled) && !failed:
-		text = "not begun: the run was canceled"
-		if w.step > 0 {
-			text = "not finished: the run was canceled"
+	case first:
+		end = store.StepSkipped
+	case failed, !errors.Is(cause, errCanceled):
+		if next := advice(cause, w.ctid(), w.plan.Node); next != "" {
+			text += "; " + next
 		}
-	case !first:
-		end = store.StepFailed
+	case c.State == store.StepPending:
+		end, text = store.StepSkipped, "not begun: the run was canceled"
+	default:
+		end, text = store.StepSkipped, "not finished: the run was canceled"
 	}
 	w.log.Warn("container not done", "node", w.plan.Node, "err", cause)
-	return w.save(-1, func(c *store.Container) {
-		for i := range c.Steps {
-			s := &c.Steps[i]
-			switch s.State {
-			case store.StepRunning:
-				move(&s.State, store.StepFailed)
-				s.Ended = time.Now().UTC()
-				s.Message = text
-			case store.StepPending:
-				move(&s.State, store.StepSkipped)
-			}
-		}
-		if c.State == store.StepPending && end == store.StepFailed {
-			move(&c.State, store.StepRunning)
-		}
+	changed := slices.IndexFunc(c.Steps, func(s store.Step) bool { return s.State == store.StepRunning })
+	change := func(c *store.Container) {
+		endSteps(c, text)
 		move(&c.State, end)
 		c.Error = text
 		c.Reason = node.ReasonName(node.ReasonOf(cause))
-	})
+	}
+	if err := w.save(changed, change); err != nil {
+		// Then at least those who watch are told; the next process takes the run up.
+		w.log.Error("the end of a container's work could not be recorded", "err", err)
+		change(&c)
+		w.publish(changed, c)
+	}
+}
+
+// endSteps ends the steps that have not ended: the one under way has failed.
+func endSteps(c *store.Container, why string) {
+	for i := range c.Steps {
+		switch s := &c.Steps[i]; s.State {
+		case store.StepRunning:
+			move(&s.State, store.StepFailed)
+			s.Ended, s.Message = time.Now().UTC(), why
+		case store.StepPending:
+			move(&s.State, store.StepSkipped)
+		}
+	}
 }
 
 func sentences(errs []string) string { return strings.Join(errs, "; ") }

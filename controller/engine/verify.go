@@ -40,6 +40,9 @@ func (w *worker) verifyDevices(ctx context.Context) (did, error) {
 			if err := w.run.engine.cfg.Store.SetVerified(w.ctid(), key); err != nil {
 				return did{}, err
 			}
+			if len(w.plan.Desired) == 0 {
+				return succeeded("no GPU can be opened inside")
+			}
 			return succeeded("%s can be opened inside, and no other", gpus(w.plan.Desired))
 		}
 		_, leaked := errors.AsType[*leakError](err)
@@ -75,7 +78,7 @@ func (w *worker) probe(ctx context.Context, instance string) error {
 		return err
 	}
 	if probed != instance {
-		return fmt.Errorf("it was started anew in the meantime")
+		return errors.New("it was started anew in the meantime")
 	}
 	sandbox := false
 	if slices.ContainsFunc(results, func(r node.Probed) bool { return r.Outcome == node.NoDriver }) {
