@@ -1,8 +1,6 @@
 package gpu
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"regexp"
 	"strconv"
@@ -15,16 +13,17 @@ import (
 func parseDevices(b []byte) map[string]int {
 	majors := map[string]int{}
 	inside := false
-	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || strings.HasSuffix(line, ":") {
-			inside = line == "Character devices:"
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || strings.HasSuffix(strings.TrimSpace(line), ":") {
+			inside = strings.TrimSpace(line) == "Character devices:"
 			continue
 		}
-		number, name, _ := strings.Cut(line, " ")
-		name = strings.TrimSpace(name)
-		major, err := strconv.Atoi(number)
-		if inside && err == nil && major > 0 && (name == "nvidia" || strings.HasPrefix(name, "nvidia-")) {
+		major, err := strconv.Atoi(fields[0])
+		if !inside || len(fields) != 2 || err != nil || major <= 0 {
+			continue
+		}
+		if name := fields[1]; name == "nvidia" || strings.HasPrefix(name, "nvidia-") {
 			majors[name] = major
 		}
 	}
