@@ -99,10 +99,13 @@ func edited(fn func(*pveconf.File) error) change {
 
 func restored(old []byte) change {
 	return func(before []byte) ([]byte, error) {
-		oldMain, _ := cutSections(old)
+		oldMain, oldSections := cutSections(old)
 		main, sections := cutSections(before)
-		if bytes.Equal(main, oldMain) {
+		switch {
+		case bytes.Equal(main, oldMain):
 			return before, nil
+		case bytes.Equal(sections, oldSections):
+			return old, nil
 		}
 		return join(oldMain, sections), nil
 	}
