@@ -133,7 +133,7 @@ func opens(r node.Probed, sandbox bool) bool {
 func (w *worker) sandbox(ctx context.Context) (is bool, err error) {
 	err = w.retry(ctx, func() error {
 		version, err := w.agent.PVEVersion(ctx)
-		is = strings.Contains(version, "sandbox")
+		is = Sandbox(version)
 		return err
 	})
 	return is, err

@@ -169,7 +169,7 @@ func (n *Node) Probe(ctx context.Context, ctid int32, instance string) (results 
 	if err != nil {
 		return nil, "", err
 	}
-	return probes(resp.GetResults()), resp.GetInstance(), nil
+	return Probes(resp.GetResults()), resp.GetInstance(), nil
 }
 
 // A Command is run in a container to its end.

@@ -110,7 +110,8 @@ func selectors(indexes []int) []*typev1.GpuSelector {
 	return out
 }
 
-func probes(in []*typev1.ProbeResult) []Probed {
+// Probes returns the results of a probe.
+func Probes(in []*typev1.ProbeResult) []Probed {
 	var out []Probed
 	for _, r := range in {
 		out = append(out, Probed{
