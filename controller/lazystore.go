@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"sync"
 
 	"phoenix.internal/controller/server"
@@ -10,43 +9,35 @@ import (
 
 // lazyStore opens the store at its first use. If that fails, the next use tries again.
 type lazyStore struct {
-	path string
+	path   string
+	opened func() error // called once, when it is open
 
 	mu   sync.Mutex
 	bolt *store.Bolt
 }
 
 func (l *lazyStore) open() (*store.Bolt, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.bolt != nil {
-		return l.bolt, nil
+	b, first, err := l.openOnce()
+	if err == nil && first {
+		err = l.opened() // which uses the store, so without the lock
 	}
-	b, err := store.Open(l.path)
 	if err != nil {
 		return nil, &server.StateError{Err: err}
 	}
-	if err := markInterrupted(b); err != nil {
-		b.Close() //nolint:errcheck // the first error says more
-		return nil, &server.StateError{Err: err}
-	}
-	l.bolt = b
 	return b, nil
 }
 
-// markInterrupted ends the runs that an earlier process left unfinished.
-func markInterrupted(s store.Store) error {
-	runs, err := s.Running()
-	if err != nil {
-		return err
-	}
-	for _, r := range runs {
-		r.State = store.RunInterrupted
-		if err := s.SaveRun(r); err != nil {
-			return fmt.Errorf("mark run %s as interrupted: %w", r.ID, err)
+func (l *lazyStore) openOnce() (b *store.Bolt, first bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bolt == nil {
+		if l.bolt, err = store.Open(l.path); err != nil {
+			l.bolt = nil
+			return nil, false, err
 		}
+		first = true
 	}
-	return nil
+	return l.bolt, first, nil
 }
 
 func (l *lazyStore) SaveRun(r store.Run) error {

@@ -66,6 +66,7 @@ func Local(ctx context.Context, cfg LocalConfig) (conn *grpc.ClientConn, closeAl
 	eng := engine.New(engine.Config{
 		FleetFile: cfg.FleetFile, FeaturesDir: cfg.FeaturesDir, Agents: engine.Nodes(agents), Store: state, Log: cfg.Log,
 	})
+	state.opened = eng.MarkInterrupted
 	srv := server.NewLocal(server.API{Nodes: agents, Engine: eng, Log: cfg.Log}, cfg.Who)
 
 	pipe := bufconn.Listen(1 << 20)
@@ -91,8 +92,13 @@ func Local(ctx context.Context, cfg LocalConfig) (conn *grpc.ClientConn, closeAl
 // validate returns the TLS settings for the agents; nil if there are none.
 func (c LocalConfig) validate() (*tls.Config, error) {
 	errs := validateNodes("agents", c.Agents)
+	if c.FeaturesDir != "" {
+		if _, err := os.ReadDir(c.FeaturesDir); err != nil {
+			errs = append(errs, fmt.Errorf("features_dir: %w", err))
+		}
+	}
 	if len(c.Agents) == 0 {
-		return nil, nil
+		return nil, errors.Join(errs...)
 	}
 	credentials, err := c.TLS.Load(pki.Call)
 	if err := errors.Join(append(errs, err)...); err != nil {

@@ -23,8 +23,11 @@ type API struct {
 	Log    *slog.Logger // nil: none
 }
 
-// nodeTimeout is the time that one agent has to answer one question about its node or one container.
-const nodeTimeout = 15 * time.Second
+// The time that one agent has to answer.
+const (
+	nodeTimeout  = 15 * time.Second // a question about its node
+	probeTimeout = 30 * time.Second // with the wait for other work on the same container
+)
 
 // ask asks all nodes at once, or only the named one. It returns the answers, and those that did not answer, both by
 // name of the node.

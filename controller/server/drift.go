@@ -91,38 +91,6 @@ func effectiveDrift(c *typev1.Container) []string {
 	return []string{fmt.Sprintf("a restart is pending: it has %s; its conf gives %s", gpuText(effective), gpuText(configured))}
 }
 
-// probeDrift compares what could be opened with the assignment.
-func probeDrift(want fleet.Container, results []*typev1.ProbeResult) (drift []string) {
-	seen := map[int]bool{}
-	for _, r := range results {
-		gpu := int(r.GetGpuIndex())
-		seen[gpu] = true
-		assigned := slices.Contains(want.GPUs, gpu)
-		shared := gpu < 0
-		switch {
-		case assigned && !opens(r):
-			drift = append(drift, fmt.Sprintf("GPU %d is assigned, but %s cannot be opened inside: %s", gpu, r.GetPath(), r.GetMessage()))
-		case shared && r.GetExpected() && !opens(r):
-			drift = append(drift, fmt.Sprintf("%s cannot be opened inside: %s", r.GetPath(), r.GetMessage()))
-		case !assigned && !shared && opens(r):
-			drift = append(drift, fmt.Sprintf("GPU %d is not assigned, but %s can be opened inside", gpu, r.GetPath()))
-		}
-	}
-	for _, gpu := range want.GPUs {
-		if !seen[gpu] {
-			drift = append(drift, fmt.Sprintf("GPU %d is assigned, but its node has no device for it", gpu))
-		}
-	}
-	return drift
-}
-
-// opens reports whether the way to the device is open. Where no driver answers it is open all the same: that the
-// driver is there is the node's affair, and PrepareDevices has checked it.
-func opens(r *typev1.ProbeResult) bool {
-	o := r.GetOutcome()
-	return o == typev1.ProbeOutcome_PROBE_OUTCOME_OPENED || o == typev1.ProbeOutcome_PROBE_OUTCOME_NO_DRIVER
-}
-
 func gpuIndexes(p *typev1.Passthrough) []int {
 	return convert(p.GetGpus(), func(g *typev1.GpuRef) int { return int(g.GetIndex()) })
 }

@@ -128,27 +128,40 @@ func having(sorted []*typev1.Container, ctid int32) []*typev1.Container {
 // probeAll probes each container that runs and adds what it finds. statuses[i] is the status of wanted[i].
 func (s *fleetService) probeAll(ctx context.Context, wanted []fleet.Container, statuses []*controllerv1.ContainerStatus) {
 	perNode(len(statuses), func(i int) string { return statuses[i].GetObserved().GetNode() }, func(i int) {
-		n, err := s.Nodes.Node(statuses[i].GetObserved().GetNode())
-		if err != nil {
-			statuses[i].ProbeError = err.Error()
+		st := statuses[i]
+		if state := st.GetObserved().GetState(); state != typev1.ContainerState_CONTAINER_STATE_RUNNING {
+			st.ProbeError = fmt.Sprintf("it does not run: its state is %s", stateText(state))
 			return
 		}
-		addProbe(ctx, n, wanted[i], statuses[i])
+		drift, err := s.probe(ctx, wanted[i], st)
+		if err != nil {
+			st.ProbeError = err.Error()
+		}
+		addDrift(st, drift...)
 	})
 }
 
-func addProbe(ctx context.Context, n *node.Node, c fleet.Container, st *controllerv1.ContainerStatus) {
-	if state := st.GetObserved().GetState(); state != typev1.ContainerState_CONTAINER_STATE_RUNNING {
-		st.ProbeError = fmt.Sprintf("it does not run (%s)", stateText(state))
-		return
+// probe probes a running container and says in what the result differs from the assignment.
+func (s *fleetService) probe(ctx context.Context, c fleet.Container, st *controllerv1.ContainerStatus) (drift []string, err error) {
+	n, err := s.Nodes.Node(st.GetObserved().GetNode())
+	if err != nil {
+		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	resp, err := n.Containers().Probe(ctx, &agentv1.ProbeRequest{Ctid: c.CTID, Instance: st.GetObserved().GetInstance()})
 	if err != nil {
-		st.ProbeError = err.Error()
-		return
+		return nil, err
 	}
 	st.Probe = resp.GetResults()
-	addDrift(st, probeDrift(c, st.Probe)...)
+	results := node.Probes(st.GetProbe())
+	sandbox := false
+	if slices.ContainsFunc(results, func(r node.Probed) bool { return r.Outcome == node.NoDriver }) {
+		version, err := n.PVEVersion(ctx)
+		if err != nil {
+			return nil, err
+		}
+		sandbox = engine.Sandbox(version)
+	}
+	return engine.Judge(results, c.GPUs, sandbox), nil
 }
