@@ -88,7 +88,7 @@ func (s *sequence) gpuErrors() (errors []string) {
 		if g.Index >= 0 {
 			has = append(has, g.Index)
 		} else {
-			elsewhere += fmt.Sprintf("; %s is bound to %s", g.PCIAddress, g.Driver)
+			elsewhere += "; " + g.PCIAddress + " is bound to " + driverName(g.Driver)
 		}
 	}
 	slices.Sort(has)
@@ -98,14 +98,24 @@ func (s *sequence) gpuErrors() (errors []string) {
 		case i < 0:
 			errors = append(errors, fmt.Sprintf("node %s has no GPU %d; it has %s%s", s.node.Name, index, join(has), elsewhere))
 		case s.node.GPUs[i].Driver != "nvidia":
-			errors = append(errors, fmt.Sprintf("GPU %d of node %s is bound to %s; bind it to nvidia, or assign another", index, s.node.Name, s.node.GPUs[i].Driver))
+			errors = append(errors, fmt.Sprintf("GPU %d of node %s is bound to %s; bind it to nvidia, or assign another", index, s.node.Name, driverName(s.node.GPUs[i].Driver)))
 		}
 	}
 	return errors
 }
 
-// mendable are the problems that setting the passthrough anew mends. Those that are true need a restart as well: what
-// runs has the problem too. A duplicate does no harm to what runs.
+func driverName(driver string) string {
+	switch driver {
+	case "", "none":
+		return "no driver"
+	case "other":
+		return "another driver"
+	}
+	return driver
+}
+
+// mendable are the problems that setting the passthrough anew mends. Where it is true the running container has the
+// problem too, so that it needs a restart; a duplicate does no harm to what runs, and nothing runs with a conflict.
 var mendable = map[string]bool{
 	"device_gone":              true,
 	"wrong_major":              true,
@@ -113,7 +123,7 @@ var mendable = map[string]bool{
 	"rule_missing":             true,
 	"mount_missing":            true,
 	"wildcard_rule":            true,
-	"mode_conflict":            true,
+	"mode_conflict":            false,
 	"duplicate_entry":          false,
 }
 
