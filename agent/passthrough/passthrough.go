@@ -169,6 +169,9 @@ func (c *conf) passthrough() Passthrough {
 		}
 	}
 	for _, d := range c.devices {
+		if d.broken {
+			continue
+		}
 		switch p.Mode {
 		case ModeNone:
 			p.Mode = ModeNative

@@ -65,12 +65,12 @@ func (c *conf) lineProblems() []Problem {
 		}
 	}
 	for _, e := range c.file.Properties() {
-		if !isDevice(e.Key) {
-			continue
-		}
-		if _, err := pveconf.ParseDevice(e.Value); err != nil {
-			all = append(all, Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line,
-				"correct the line or remove it"})
+		if _, err := pveconf.ParseDevice(e.Value); err != nil && isDevice(e.Key) {
+			p := Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line, "correct the line or remove it"}
+			if slices.ContainsFunc(c.devices, func(d device) bool { return d.line == e.Line }) {
+				p.Advice = "" // it was meant for an NVIDIA device
+			}
+			all = append(all, p)
 		}
 	}
 	return all
@@ -134,6 +134,9 @@ func (c *conf) deviceProblems() []Problem {
 		return e.Key == "lxc.autodev" && lxcValue(e.Value) == "0"
 	})
 	for _, d := range c.devices {
+		if d.broken {
+			continue // lineProblems has it
+		}
 		if first, ok := seen[d.path]; ok {
 			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("%s is given by %s already", d.path, first), d.line, ""})
 			continue
@@ -156,17 +159,17 @@ func (c *conf) ruleProblems() []Problem {
 	for _, r := range c.rules {
 		switch first := slices.IndexFunc(seen, func(o rule) bool { return o.covers(r) }); {
 		case r.noEffect != "":
-			all = append(all, Problem{NoEffect, fmt.Sprintf("the %s has no effect: %s", r.name(), r.noEffect), r.line, ""})
+			all = append(all, Problem{NoEffect, fmt.Sprintf("the rule %q has no effect: %s", r.text, r.noEffect), r.line, ""})
 		case r.stale:
-			all = append(all, Problem{WrongMajor, fmt.Sprintf("the %s is for a major that no driver has%s", r.name(), c.uvmMajor()), r.line, ""})
+			all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for a major that no driver has%s", r.text, c.uvmMajor()), r.line, ""})
 		case first >= 0:
-			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the %s says what line %d says already", r.name(), seen[first].line), r.line, ""})
+			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the rule %q says what line %d says already", r.text, seen[first].line), r.line, ""})
 		case r.path == "" && r.rule.Minor < 0:
 			seen = append(seen, r)
-			all = append(all, Problem{WildcardRule, fmt.Sprintf("the %s allows every device of the driver %s", r.name(), c.inv.driver(r.rule.Major)), r.line, ""})
+			all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows every device of the driver %s", r.text, c.inv.driver(r.rule.Major)), r.line, ""})
 		case !c.given(r):
 			seen = append(seen, r)
-			all = append(all, Problem{MountMissing, fmt.Sprintf("the %s is for a device that the conf does not give", r.name()), r.line, ""})
+			all = append(all, Problem{MountMissing, fmt.Sprintf("the rule %q is for a device that the conf does not give", r.text), r.line, ""})
 		default:
 			seen = append(seen, r)
 		}
@@ -199,7 +202,7 @@ func (c *conf) given(r rule) bool {
 		return n.Major == r.rule.Major && n.Minor == r.rule.Minor
 	}
 	return slices.ContainsFunc(c.mounts, func(m mount) bool { return m.noEffect == "" && is(m.source) }) ||
-		slices.ContainsFunc(c.devices, func(d device) bool { return is(d.path) })
+		slices.ContainsFunc(c.devices, func(d device) bool { return !d.broken && is(d.path) })
 }
 
 func (c *conf) uvmMajor() string {
@@ -238,18 +241,33 @@ func (c *conf) sectionProblems() []Problem {
 				"after a rollback to " + s.Name + " they are in force: apply again then"})
 		}
 	}
+	return append(all, c.pendingProblems()...)
+}
+
+func (c *conf) pendingProblems() []Problem {
+	const advice = "remove the lines from [pve:pending]"
 	pending := c.file.Pending()
-	lines := c.entries(pending)
-	message := "[pve:pending] holds NVIDIA entries (%s), which come into force when the container stops"
-	if len(pending.Raw) > 0 && len(c.file.Raw()) > 0 {
-		lines = lines[:0]
-		for _, e := range pending.Raw {
-			lines = append(lines, e.Line)
-		}
-		message = "[pve:pending] holds raw lines (%s), which replace all those above when the container stops"
+	var all []Problem
+	if raw := pending.Raw; len(raw) > 0 && len(c.file.Raw()) > 0 {
+		all = append(all, Problem{EntryInPending, fmt.Sprintf("raw lines in [pve:pending] (from line %d on) replace all raw lines above when the container stops",
+			raw[0].Line), raw[0].Line, advice})
+	} else if lines := c.entries(pveconf.Section{Raw: raw}); lines != nil {
+		all = append(all, Problem{EntryInPending, fmt.Sprintf("[pve:pending] holds NVIDIA entries (%s), which have no effect before the container stops",
+			list(lines)), lines[0], advice})
 	}
-	if len(lines) > 0 {
-		all = append(all, Problem{EntryInPending, fmt.Sprintf(message, list(lines)), lines[0], "remove the lines from [pve:pending]"})
+	for _, e := range pending.Properties {
+		keys := []string{e.Key}
+		if e.Key == "delete" {
+			keys = pveconf.DeleteKeys(e.Value)
+		}
+		for _, d := range c.devices {
+			if slices.Contains(keys, d.key) {
+				all = append(all, Problem{EntryInPending, fmt.Sprintf("[pve:pending] changes %s, which gives %s, when the container stops", d.key, d.path), e.Line, advice})
+			}
+		}
+		if lines := c.entries(pveconf.Section{Properties: []pveconf.Entry{e}}); lines != nil {
+			all = append(all, Problem{EntryInPending, fmt.Sprintf("%s in [pve:pending] gives an NVIDIA device when the container stops", e.Key), e.Line, advice})
+		}
 	}
 	return all
 }

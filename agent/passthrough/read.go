@@ -1,7 +1,6 @@
 package passthrough
 
 import (
-	"fmt"
 	"path"
 	"regexp"
 	"slices"
@@ -36,7 +35,8 @@ type mount struct {
 type rule struct {
 	line     int
 	rule     Rule
-	path     string // of a rule by path
+	path     string // of a rule by path, cleaned
+	text     string // as LXC reads it
 	stale    bool   // made for nvidia-uvm when it had another major
 	noEffect string
 	hidden   bool
@@ -48,6 +48,7 @@ type device struct {
 	key       string
 	path      string // cleaned
 	denyWrite bool
+	broken    bool // Proxmox cannot read it, and the container does not start
 }
 
 func read(f *pveconf.File, inv Inventory, wantsUVM bool) *conf {
@@ -64,15 +65,8 @@ func (c *conf) readEntries(properties, raw []pveconf.Entry) {
 		}
 	}
 	for _, e := range properties {
-		if !isDevice(e.Key) {
-			continue
-		}
-		d, err := pveconf.ParseDevice(e.Value)
-		if err != nil {
-			continue // lineProblems tells about it
-		}
-		if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
-			c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite})
+		if isDevice(e.Key) {
+			c.readDevice(e)
 		}
 	}
 	// After mounts and devices, which tell a stale rule from a stranger's.
@@ -80,6 +74,22 @@ func (c *conf) readEntries(properties, raw []pveconf.Entry) {
 		if e.Key == allowKey || e.Key == allowV1Key {
 			c.readRule(e, raw[i+1:])
 		}
+	}
+}
+
+func (c *conf) readDevice(e pveconf.Entry) {
+	d, err := pveconf.ParseDevice(e.Value)
+	if err != nil {
+		// What it was meant for shows all the same.
+		for item := range strings.SplitSeq(e.Value, ",") {
+			item = strings.TrimPrefix(strings.TrimSpace(item), "path=")
+			if nvidiaPath.MatchString(path.Clean(item)) {
+				d.Path = item
+			}
+		}
+	}
+	if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
+		c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite, broken: err != nil})
 	}
 }
 
@@ -102,7 +112,7 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 	for i := range fields {
 		fields[i] = fstabEscapes.Replace(fields[i])
 	}
-	m := mount{line: e.Line, source: path.Clean(fields[0]), hidden: value != e.Value && strings.ContainsAny(e.Value, "\r\x00")}
+	m := mount{line: e.Line, source: path.Clean(fields[0]), hidden: strings.ContainsAny(e.Value, "\r\x00")}
 	absolute := strings.HasPrefix(fields[1], "/")
 	if root := rootfsPattern.FindString(fields[1]); root != "" {
 		m.target, absolute = path.Clean(fields[1][len(root)-1:]), false
@@ -139,39 +149,42 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 
 var fstabEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
+// brokenRule finds the rules for NVIDIA's own major that LXC cannot read.
+var brokenRule = regexp.MustCompile(`^c[\t-\r ]*195[^0-9]`)
+
 // readRule reads an allow rule. rest are the raw lines below.
 func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
 	value := lxcValue(e.Value)
-	parsed, p, err := parseRule(value, c.inv)
-	if err != nil {
-		return
-	}
-	r := rule{line: e.Line, rule: parsed, path: path.Clean(p), hidden: value != e.Value && strings.ContainsAny(e.Value, "\r\x00")}
-	if p == "" {
-		r.path = ""
-	}
+	r := rule{line: e.Line, text: value, hidden: strings.ContainsAny(e.Value, "\r\x00")}
+	var err error
+	r.rule, r.path, err = parseRule(value, c.inv)
 	switch {
-	case p != "":
+	case err != nil:
+		if !brokenRule.MatchString(value) {
+			return
+		}
+		r.noEffect = "LXC cannot read it and does not start the container"
+	case r.path != "":
+		r.path = path.Clean(r.path)
 		if !nvidiaPath.MatchString(r.path) {
 			return
 		}
-	case parsed.Type == 'b':
-		return
-	case parsed.Major < 0:
-		if e.Key == allowKey && (parsed.Type == 'a' || parsed.opens(nvidiaMajor, parsed.Minor)) {
+	case r.rule.Type != 'c' || r.rule.Major < 0:
+		if e.Key == allowKey && (r.rule.Type == 'a' || r.rule.opens(nvidiaMajor, max(r.rule.Minor, 0))) {
 			c.broad = append(c.broad, e)
 		}
 		return
-	case strings.HasPrefix(c.inv.driver(parsed.Major), "nvidia"):
-	case c.stale(parsed):
+	case strings.HasPrefix(c.inv.driver(r.rule.Major), "nvidia"):
+	case c.stale(r.rule):
 		r.stale = true
 	default:
 		return
 	}
 	switch {
+	case r.noEffect != "":
 	case e.Key == allowV1Key:
 		r.noEffect = "it is for cgroup v1"
-	case slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return cancels(o, parsed) }):
+	case slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return cancels(o, r.rule) }):
 		r.noEffect = "a line below cancels it"
 	}
 	c.rules = append(c.rules, r)
@@ -207,12 +220,4 @@ func (c *conf) givesUVM() bool {
 	uvm := func(p string) bool { return p == "/dev/nvidia-uvm" || p == "/dev/nvidia-uvm-tools" }
 	return slices.ContainsFunc(c.mounts, func(m mount) bool { return uvm(m.source) }) ||
 		slices.ContainsFunc(c.devices, func(d device) bool { return uvm(d.path) })
-}
-
-// name is how a message calls a rule.
-func (r rule) name() string {
-	if r.path != "" {
-		return fmt.Sprintf("rule %q", r.path+" "+r.rule.Access)
-	}
-	return fmt.Sprintf("rule %q", r.rule.String())
 }

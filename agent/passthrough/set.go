@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,81 +18,138 @@ type GPUError struct {
 }
 
 func (e *GPUError) Error() string {
-	return fmt.Sprintf("the node has no /dev/nvidia%d; it has the minors %v", e.Minor, e.Have)
+	return fmt.Sprintf("the node has no GPU with minor %d; it has the minors %v", e.Minor, e.Have)
 }
 
 // A NodeError says that a device node that is to be given is not there.
 type NodeError struct{ Path string }
 
 func (e *NodeError) Error() string {
-	return e.Path + " is missing on the node, or has not the driver's numbers"
+	return e.Path + " is missing on the node or does not have the driver's numbers"
 }
 
+// ErrNoSlot says that every devN from dev0 to dev255 is in use.
+var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
+
 // Set edits the main section of f to give exactly the GPUs of the minors, in mode, with the shared nodes
-// that every use needs; without minors it takes every NVIDIA device away, and mode does not matter.
+// that every use of a GPU needs. Without minors it takes every NVIDIA device away, and mode does not matter.
 //
-// Entries that are right stay byte for byte, every other NVIDIA entry goes, whoever wrote it; all other
-// lines stay. Setting the same again changes nothing, and setting what a conf of our own form gave before
-// brings back its bytes. On an error f is unchanged: a [*GPUError], a [*NodeError], or one about the mode.
+// Entries that are right stay byte for byte, every other NVIDIA entry goes, whoever wrote it, and all other
+// lines stay. Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
+// wrote what is there, setting something else and then the first again brings back its bytes.
+//
+// On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], or one about the mode.
 func Set(f *pveconf.File, inv Inventory, minors []int, mode Mode) error {
 	want, err := wanted(inv, minors)
+	switch {
+	case err != nil:
+		return err
+	case len(want) == 0:
+		mode = ModeNone
+	case mode != ModeRaw && mode != ModeNative:
+		return fmt.Errorf("GPUs cannot be given in mode %v", mode)
+	}
+	edited := pveconf.Parse(f.Bytes())
+	removeWrong(edited, inv, want, mode)
+	switch mode {
+	case ModeRaw:
+		err = addRaw(edited, inv, want)
+	case ModeNative:
+		err = addNative(edited, inv, want)
+	}
 	if err != nil {
 		return err
 	}
-	if len(want) > 0 && mode != ModeRaw && mode != ModeNative {
-		return fmt.Errorf("GPUs cannot be given in mode %v", mode)
-	}
-	c := read(f, inv, len(want) > 0)
-	if len(want) == 0 {
-		mode = ModeNone
-	}
-	if mode == ModeNative {
-		if err := c.checkSlots(want); err != nil {
-			return err
-		}
-	}
-	keep := c.rightEntries(want, mode)
-	f.RemoveProperties(func(e pveconf.Entry) bool { return !keep[e.Line] && isNVIDIADevice(e) })
-	// Properties have gone, so the lines have other numbers now.
-	c = read(f, inv, len(want) > 0)
-	keep = c.rightEntries(want, mode)
-	nvidia := map[int]bool{}
-	for _, m := range c.mounts {
-		nvidia[m.line] = true
-	}
-	for _, r := range c.rules {
-		nvidia[r.line] = true
-	}
-	f.RemoveRaw(func(e pveconf.Entry) bool { return nvidia[e.Line] && !keep[e.Line] })
-	switch mode {
-	case ModeRaw:
-		return addRaw(f, inv, want)
-	case ModeNative:
-		return addNative(f, want)
-	}
+	*f = *edited
 	return nil
 }
 
-// rightEntries returns the lines of the entries that stay: for each wanted node the first that gives it as
-// it should be.
-func (c *conf) rightEntries(want []Node, mode Mode) map[int]bool {
-	keep := map[int]bool{}
+// wanted returns the nodes to give: those of the GPUs by minor, then the shared ones by their numbers.
+func wanted(inv Inventory, minors []int) ([]Node, error) {
+	if len(minors) == 0 {
+		return nil, nil
+	}
+	var want []Node
+	for _, minor := range slices.Compact(slices.Sorted(slices.Values(minors))) {
+		if _, ok := inv.gpu(minor); !ok {
+			e := &GPUError{Minor: minor}
+			for _, g := range inv.GPUs {
+				e.Have = append(e.Have, g.Minor)
+			}
+			slices.Sort(e.Have)
+			return nil, e
+		}
+		path := "/dev/nvidia" + strconv.Itoa(minor)
+		n, ok := inv.node(path)
+		if !ok {
+			return nil, &NodeError{Path: path}
+		}
+		want = append(want, n)
+	}
+	shared := slices.DeleteFunc(slices.Clone(inv.Nodes), func(n Node) bool { return !n.Needed })
+	if len(shared) == 0 {
+		return nil, &NodeError{Path: "/dev/nvidiactl"}
+	}
+	slices.SortFunc(shared, func(a, b Node) int {
+		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
+	})
+	want = append(want, shared...)
+	for _, n := range want {
+		if !n.Present || n.Major < 0 || n.Minor < 0 {
+			return nil, &NodeError{Path: n.Path}
+		}
+	}
+	return want, nil
+}
+
+// removeWrong removes every NVIDIA entry but, for each wanted node, the first one of each kind that gives it
+// as it should be.
+func removeWrong(f *pveconf.File, inv Inventory, want []Node, mode Mode) {
+	c := read(f, inv, len(want) > 0)
+	wrong := map[int]bool{} // raw lines
+	for _, m := range c.mounts {
+		wrong[m.line] = true
+	}
+	for _, r := range c.rules {
+		wrong[r.line] = true
+	}
+	wrongDevice := map[string]bool{}
+	for _, d := range c.devices {
+		wrongDevice[d.key] = true
+	}
 	for _, n := range want {
 		switch mode {
 		case ModeRaw:
-			if m := slices.IndexFunc(c.mounts, func(m mount) bool { return m.gives(n) }); m >= 0 {
-				keep[c.mounts[m].line] = true
+			if i := c.mountOf(n); i >= 0 {
+				delete(wrong, c.mounts[i].line)
 			}
-			if r := slices.IndexFunc(c.rules, func(r rule) bool { return r.allows(n) }); r >= 0 {
-				keep[c.rules[r].line] = true
+			if i := c.ruleOf(n); i >= 0 {
+				delete(wrong, c.rules[i].line)
 			}
 		case ModeNative:
-			if d := slices.IndexFunc(c.devices, func(d device) bool { return d.gives(n) }); d >= 0 {
-				keep[c.devices[d].line] = true
+			if i := c.deviceOf(n); i >= 0 {
+				delete(wrongDevice, c.devices[i].key)
 			}
 		}
 	}
-	return keep
+	f.RemoveRaw(func(e pveconf.Entry) bool { return wrong[e.Line] })
+	// By key: an earlier line of the same key would come into force.
+	f.RemoveProperties(func(e pveconf.Entry) bool { return wrongDevice[e.Key] })
+}
+
+// mountOf returns the index of the first mount that gives n as it should be, or -1.
+func (c *conf) mountOf(n Node) int {
+	return slices.IndexFunc(c.mounts, func(m mount) bool { return m.gives(n) })
+}
+
+// ruleOf returns the index of the first rule that allows n and nothing else, or -1.
+func (c *conf) ruleOf(n Node) int {
+	return slices.IndexFunc(c.rules, func(r rule) bool { return r.allows(n) })
+}
+
+// deviceOf returns the index of the first devN that gives n as it should be, or -1.
+func (c *conf) deviceOf(n Node) int {
+	return slices.IndexFunc(c.devices, func(d device) bool { return d.gives(n) })
 }
 
 func (m mount) gives(n Node) bool {
@@ -105,73 +161,80 @@ func (r rule) allows(n Node) bool {
 		r.rule.Major >= 0 && r.rule.Minor >= 0 && r.rule.opens(n.Major, n.Minor)
 }
 
-func (d device) gives(n Node) bool { return !d.denyWrite && d.path == n.Path }
+func (d device) gives(n Node) bool { return !d.broken && !d.denyWrite && d.path == n.Path }
 
-func isNVIDIADevice(e pveconf.Entry) bool {
-	if !isDevice(e.Key) {
-		return false
-	}
-	d, err := pveconf.ParseDevice(e.Value)
-	return err == nil && nvidiaPath.MatchString(path.Clean(d.Path))
-}
-
-// addRaw adds the rules and mount entries that are missing, each in the order of want among those of its
-// key, so that what was there before comes back when a node is taken away and given again.
+// addRaw adds the rules and the mount entries that are missing.
 func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
 	for i, n := range want {
-		c := read(f, inv, true)
-		if !slices.ContainsFunc(c.rules, func(r rule) bool { return r.allows(n) }) {
-			before := 0
-			for _, r := range slices.Backward(c.rules) {
-				if slices.ContainsFunc(want[i+1:], r.allows) {
-					before = r.line
-				}
-			}
-			// By number, not by path: LXC refuses to start where the path of a rule is missing.
-			if err := addLine(f, before, allowKey, Rule{'c', n.Major, n.Minor, "rwm"}.String()); err != nil {
-				return err
-			}
+		if read(f, inv, true).ruleOf(n) >= 0 {
+			continue
+		}
+		// By number, not by path: where the path of a rule is missing, LXC does not start.
+		r := Rule{'c', n.Major, n.Minor, "rwm"}
+		if err := addInOrder(f, inv, allowKey, r.String(), want[i+1:], (*conf).ruleLine, r); err != nil {
+			return err
 		}
 	}
 	for i, n := range want {
-		c := read(f, inv, true)
-		if !slices.ContainsFunc(c.mounts, func(m mount) bool { return m.gives(n) }) {
-			before := 0
-			for _, m := range slices.Backward(c.mounts) {
-				if slices.ContainsFunc(want[i+1:], m.gives) {
-					before = m.line
-				}
-			}
-			// optional: a container must come up after a boot of the node on which the driver has not made
-			// its nodes yet. Nobody would start it again, and it may serve more than its GPU. The price, an
-			// empty file in the device's place, is paid openly: Set refuses a node that is missing now, and
-			// the probe and the effective state look for a device, not for a file.
-			value := n.Path + " " + strings.TrimPrefix(n.Path, "/") + " none bind,optional,create=file"
-			if err := addLine(f, before, mountKey, value); err != nil {
-				return err
-			}
+		if read(f, inv, true).mountOf(n) >= 0 {
+			continue
+		}
+		// optional: after a boot of the node the container must come up also if the driver has not made its
+		// nodes yet. Nobody would start it again, and it may serve more than its GPU. The price is an empty
+		// file in the device's place; so Set refuses a node that is missing now, and the agent looks for
+		// devices in the container, never for files.
+		value := n.Path + " " + strings.TrimPrefix(n.Path, "/") + " none bind,optional,create=file"
+		if err := addInOrder(f, inv, mountKey, value, want[i+1:], (*conf).mountLine, Rule{}); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func addLine(f *pveconf.File, before int, key, value string) error {
-	if before > 0 {
-		return f.InsertRaw(before, key, value)
+func (c *conf) ruleLine(n Node) int {
+	if i := c.ruleOf(n); i >= 0 {
+		return c.rules[i].line
 	}
-	return f.AppendRaw(key, value)
+	return 0
+}
+
+func (c *conf) mountLine(n Node) int {
+	if i := c.mountOf(n); i >= 0 {
+		return c.mounts[i].line
+	}
+	return 0
+}
+
+// addInOrder adds a raw line before the first line that is there for one of the nodes after it, else at the
+// end: so a node that is taken away and given again gets its old place. lineOf returns the line for a node,
+// or 0. A rule goes to the end too if a line below its place would cancel it.
+func addInOrder(f *pveconf.File, inv Inventory, key, value string, after []Node, lineOf func(*conf, Node) int, r Rule) error {
+	c := read(f, inv, true)
+	before := 0
+	for _, n := range after {
+		if l := lineOf(c, n); l > 0 && (before == 0 || l < before) {
+			before = l
+		}
+	}
+	cancelled := key == allowKey && slices.ContainsFunc(f.Raw(), func(e pveconf.Entry) bool {
+		return e.Line > before && cancels(e, r)
+	})
+	if before == 0 || cancelled {
+		return f.AppendRaw(key, value)
+	}
+	return f.InsertRaw(before, key, value)
 }
 
 // addNative adds the devN that are missing, at the lowest free numbers.
-func addNative(f *pveconf.File, want []Node) error {
-	c := read(f, Inventory{}, true)
-	free := freeSlots(f)
+func addNative(f *pveconf.File, inv Inventory, want []Node) error {
+	c := read(f, inv, true)
+	free := freeDevices(f)
 	for _, n := range want {
-		if slices.ContainsFunc(c.devices, func(d device) bool { return d.gives(n) }) {
+		if c.deviceOf(n) >= 0 {
 			continue
 		}
 		if len(free) == 0 {
-			return errNoSlot
+			return ErrNoSlot
 		}
 		// Proxmox's default mode 0660 would let only the container's root open the device.
 		if err := f.Set(free[0], n.Path+",mode=0666"); err != nil {
@@ -182,20 +245,15 @@ func addNative(f *pveconf.File, want []Node) error {
 	return nil
 }
 
-// freeSlots returns the devN that neither the main section nor [pve:pending], which will be moved there,
-// has an entry for.
-func freeSlots(f *pveconf.File) []string {
+// freeDevices returns the devN that neither the main section nor [pve:pending], whose entries will move
+// there, says anything about.
+func freeDevices(f *pveconf.File) []string {
 	used := map[string]bool{}
 	for _, e := range f.Properties() {
 		used[e.Key] = true
 	}
-	for _, e := range f.Pending().Properties {
-		used[e.Key] = true
-		if e.Key == "delete" {
-			for _, key := range pveconf.DeleteKeys(e.Value) {
-				used[key] = true
-			}
-		}
+	for _, key := range pendingKeys(f) {
+		used[key] = true
 	}
 	var free []string
 	for i := range 256 {
@@ -206,54 +264,15 @@ func freeSlots(f *pveconf.File) []string {
 	return free
 }
 
-// checkSlots says whether there will be a free devN for each missing node.
-func (c *conf) checkSlots(want []Node) error {
-	keep := c.rightEntries(want, ModeNative)
-	if len(want)-len(keep) > len(freeSlots(c.file))+len(c.devices)-len(keep) {
-		return errNoSlot
+// pendingKeys returns the properties that [pve:pending] sets or deletes.
+func pendingKeys(f *pveconf.File) []string {
+	var keys []string
+	for _, e := range f.Pending().Properties {
+		if e.Key == "delete" {
+			keys = append(keys, pveconf.DeleteKeys(e.Value)...)
+		} else {
+			keys = append(keys, e.Key)
+		}
 	}
-	return nil
+	return keys
 }
-
-// wanted returns the nodes to give: those of the GPUs by minor, then the shared ones by their numbers.
-func wanted(inv Inventory, minors []int) ([]Node, error) {
-	if len(minors) == 0 {
-		return nil, nil
-	}
-	var gpus, shared []Node
-	for _, minor := range slices.Compact(slices.Sorted(slices.Values(minors))) {
-		if _, ok := inv.gpu(minor); !ok {
-			e := &GPUError{Minor: minor}
-			for _, g := range inv.GPUs {
-				e.Have = append(e.Have, g.Minor)
-			}
-			return nil, e
-		}
-		nodePath := "/dev/nvidia" + strconv.Itoa(minor)
-		n, ok := inv.node(nodePath)
-		if !ok {
-			return nil, &NodeError{Path: nodePath}
-		}
-		gpus = append(gpus, n)
-	}
-	for _, n := range inv.Nodes {
-		if n.Needed {
-			shared = append(shared, n)
-		}
-	}
-	if len(shared) == 0 {
-		return nil, &NodeError{Path: "/dev/nvidiactl"}
-	}
-	slices.SortFunc(shared, func(a, b Node) int {
-		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor), strings.Compare(a.Path, b.Path))
-	})
-	want := append(gpus, shared...)
-	for _, n := range want {
-		if !n.Present || n.Major < 0 || n.Minor < 0 {
-			return nil, &NodeError{Path: n.Path}
-		}
-	}
-	return want, nil
-}
-
-var errNoSlot = errors.New("every devN from dev0 to dev255 is in use")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/bits"
 	"regexp"
 	"slices"
 	"strings"
@@ -194,11 +195,10 @@ func (b *body) dropUsed() {
 }
 
 func (b *body) write(out *bytes.Buffer) error {
-	if b.description != "0" {
-		for _, text := range strings.Split(strings.TrimRight(b.description, "\n"), "\n") {
-			if b.description != "" && strings.Trim(b.description, "\n") != "" {
-				out.WriteString("#" + encodeText(text) + "\n")
-			}
+	// Perl's split drops empty fields at the end, and takes "0" for false.
+	if d := strings.TrimRight(b.description, "\n"); d != "" && b.description != "0" {
+		for text := range strings.SplitSeq(d, "\n") {
+			out.WriteString("#" + encodeText(text) + "\n")
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.properties)) {
@@ -224,8 +224,7 @@ func (b *body) write(out *bytes.Buffer) error {
 	return nil
 }
 
-// decodeText is Proxmox's decode_text: percent-decoding, then UTF-8, where each bad sequence becomes
-// U+FFFD.
+// decodeText is Proxmox's decode_text (PVE::ParseUtils): percent-decoding, then UTF-8.
 func decodeText(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -236,11 +235,38 @@ func decodeText(s string) string {
 		}
 		b.WriteByte(s[i])
 	}
-	return strings.ToValidUTF8(b.String(), string(utf8.RuneError))
+	return decodeUTF8(b.String())
 }
 
+// decodeUTF8 puts U+FFFD for each bad sequence: a first byte with as many continuation bytes as it calls for.
+// This is Perl's lax decoding but for two things: Perl keeps surrogates and numbers beyond Unicode, and
+// where several bad sequences touch it sometimes makes one of two.
+func decodeUTF8(s string) string {
+	var b strings.Builder
+	for s != "" {
+		r, n := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && n == 1 {
+			for wants := bits.LeadingZeros8(^s[0]); n < min(wants, len(s)) && s[n]&0xc0 == 0x80; {
+				n++
+			}
+		}
+		b.WriteRune(r)
+		s = s[n:]
+	}
+	return b.String()
+}
+
+// unhex returns the value of a hex digit, or -1.
 func unhex(c byte) int {
-	return strings.IndexByte("0123456789abcdef", c|0x20*(c>>6&1))
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
 }
 
 // encodeText is Proxmox's encode_text: "%", ":", control characters and all that is not ASCII become %XX.

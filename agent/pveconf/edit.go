@@ -55,7 +55,8 @@ func (f *File) Set(key, value string) error {
 		if old == normal {
 			return nil
 		}
-		return f.replace(key, l)
+		f.replace(key, l)
+		return nil
 	}
 	f.insert(f.propertyPlace(key), l)
 	return nil
@@ -119,57 +120,45 @@ func newLine(want kind, key, value string) (line, error) {
 	return l, nil
 }
 
-func (f *File) replace(key string, l line) error {
-	at := -1
-	for i, old := range f.lines[:f.mainEnd()] {
+// replace puts l in the place of the last property line of key and removes the others.
+func (f *File) replace(key string, l line) {
+	end, last := f.mainEnd(), 0
+	for i, old := range f.lines[:end] {
 		if old.kind == kindProperty && old.key == key {
-			at = i
+			last = i + 1
 		}
 	}
-	f.lines[at] = l
-	seen := 0
-	f.lines = slices.DeleteFunc(f.lines, func(l line) bool {
-		seen++
-		return seen <= at && l.kind == kindProperty && l.key == key
-	})
-	return nil
+	f.lines[last-1] = l
+	f.remove(kindProperty, func(e Entry) bool { return e.Key == key && e.Line != last })
 }
 
-// propertyPlace returns the index for a new property: after the property that precedes the first one
-// with a greater key, so that a comment above that one stays with it, and never after a raw line.
+// propertyPlace returns the index for a new property: after the property that precedes the first one with
+// a greater key, so that a comment above that one stays with it, and never after a raw line.
 func (f *File) propertyPlace(key string) int {
-	before, raw := -1, -1 // the last property that comes before key; the first raw line
 	end := f.mainEnd()
+	raw := slices.IndexFunc(f.lines[:end], func(l line) bool { return l.kind == kindRaw || l.kind == kindRawRefused })
+	place := -1
 	for i, l := range f.lines[:end] {
-		if raw < 0 && (l.kind == kindRaw || l.kind == kindRawRefused) {
-			raw = i
-		}
 		if l.kind != kindProperty {
 			continue
 		}
 		if l.key > key {
-			if before < 0 {
-				return cap1(i, raw)
+			if place < 0 {
+				place = i
 			}
 			break
 		}
-		before = i
+		place = i + 1
 	}
 	switch {
-	case before >= 0:
-		return cap1(before+1, raw)
-	case raw >= 0:
+	case place < 0 && raw < 0:
+		return f.contentEnd(end)
+	case place < 0:
 		return raw
+	case raw < 0:
+		return place
 	}
-	return f.contentEnd(end)
-}
-
-// cap1 returns i, but not more than limit if there is one.
-func cap1(i, limit int) int {
-	if limit >= 0 {
-		return min(i, limit)
-	}
-	return i
+	return min(place, raw)
 }
 
 // rawPlace returns the index for a new raw line.

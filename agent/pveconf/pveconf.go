@@ -44,6 +44,9 @@ func Parse(b []byte) *File {
 		l.lf = found
 		if l.kind == kindHeader {
 			section = l.section
+			if l.value == "pending" {
+				section = sectionPending // parse_pct_config tells by this name where "delete" is allowed
+			}
 		}
 		f.lines = append(f.lines, l)
 		s = rest
