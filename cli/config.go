@@ -248,9 +248,13 @@ func (c *Config) invalid(problems []error) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	// One problem to a line, also of those that were joined.
-	text := strings.ReplaceAll(errors.Join(problems...).Error(), "\n", "; ")
-	return &usageError{err: errors.New("settings: " + text), hint: settingsHint(c.File)}
+	text := errors.Join(problems...).Error()
+	if strings.Contains(text, "\n") {
+		text = "\n" + text // one to a line
+	} else {
+		text = " " + text
+	}
+	return &usageError{err: errors.New("settings:" + text), hint: settingsHint(c.File)}
 }
 
 func notConfigured() error {

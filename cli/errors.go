@@ -5,20 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"phoenix.internal/cli/output"
+	"phoenix.internal/controller/client"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
-
-// errorDomain is that of Phoenix's reasons in google.rpc.ErrorInfo.
-const errorDomain = "phoenix.internal"
 
 // A usageError is a command line or a setting that is wrong whatever the fleet is like.
 type usageError struct {
@@ -59,7 +57,7 @@ func (e *timeoutError) Error() string { return fmt.Sprintf("no answer within %v"
 // errQuiet fails a command whose own output has said everything.
 var errQuiet = &commandExit{code: exitFailed}
 
-// report writes err for a person: a line for each error, and under it what to do next.
+// report writes err for a person: each error, and under it what to do next.
 func report(w io.Writer, err error) {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, err := range joined.Unwrap() {
@@ -76,14 +74,20 @@ func report(w io.Writer, err error) {
 	} else if e, ok := errors.AsType[*failure](err); ok {
 		hint = e.hint
 	}
-	fmt.Fprintf(w, "phoenix-cli: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(w, "phoenix-cli: %s\n", indented(err.Error()))
 	if hint != "" {
-		fmt.Fprintf(w, "  %s\n", oneLine(hint))
+		fmt.Fprintf(w, "  %s\n", indented(hint))
 	}
 }
 
-func oneLine(s string) string {
-	return output.Clean(strings.Join(strings.Fields(s), " "))
+// indented returns a text of several lines, the findings in a fleet file for example, so that those after the first
+// stand under it.
+func indented(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	for i, line := range lines {
+		lines[i] = output.Clean(strings.TrimRight(line, " \r"))
+	}
+	return strings.Join(lines, "\n  ")
 }
 
 // describe turns the status of a failed call into words, with advice.
@@ -100,13 +104,15 @@ func describe(err error, c Config) error {
 		return err
 	}
 	message := strings.Replace(err.Error(), st.Err().Error(), st.Message(), 1)
-	for _, detail := range st.Details() {
-		info, ok := detail.(*errdetails.ErrorInfo)
-		if ok && info.GetDomain() == errorDomain {
-			return &failure{err: &callError{message, err}, hint: adviceFor(info)}
+	f := &failure{err: &callError{message, err}}
+	if reason, metadata := client.Reason(err); reason != errorv1.Reason_REASON_UNSPECIFIED {
+		if !strings.Contains(message, "`phoenix-cli ") { // else the message says it already
+			f.hint = adviceFor(reason, metadata)
 		}
+		return f
 	}
-	return describeCode(st.Code(), message, err, c)
+	describeCode(f, st, c)
+	return f
 }
 
 // A callError shows the message of a status without grpc's words around it.
@@ -118,25 +124,31 @@ type callError struct {
 func (e *callError) Error() string { return e.message }
 func (e *callError) Unwrap() error { return e.err }
 
-// describeCode speaks of a status that no Phoenix server made: the way to it failed, or grpc itself refused.
-func describeCode(code codes.Code, message string, err error, c Config) error {
+// describeCode adds to f what to do about a status without a reason: the way to the server failed, or grpc itself
+// refused, or there is nothing special to say.
+func describeCode(f *failure, st *status.Status, c Config) {
 	who := "the controller at " + c.Controller
 	if c.Local() {
 		who = "the engine in this process"
 	}
-	f := &failure{err: &callError{message, err}}
-	switch code {
+	switch st.Code() {
 	case codes.Unavailable:
-		f.err = &callError{fmt.Sprintf("reach %s: %s", who, message), err}
-		f.hint = "See that phoenix-controller runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
-		if strings.Contains(message, "tls:") || strings.Contains(message, "x509:") {
-			f.hint = "The two sides must trust the same certificate authority; see tls.cert_file, tls.key_file and tls.ca_file of both."
+		cause, broken := connectionError(st.Message())
+		switch {
+		case !broken:
+			f.hint = "The same may succeed later."
+		case strings.Contains(cause, "tls:"), strings.Contains(cause, "x509:"), strings.Contains(cause, "handshake"):
+			f.err = fmt.Errorf("%s: %s", who, cause)
+			f.hint = "Both sides must trust the same authority, and the certificate must be of the right kind: see tls.cert_file, tls.key_file and tls.ca_file of both."
+		default:
+			f.err = fmt.Errorf("%s cannot be reached: %s", who, cause)
+			f.hint = "See that it runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
 		}
 	case codes.DeadlineExceeded:
-		f.err = &callError{fmt.Sprintf("%s gave no answer within %v", who, c.Timeout), err}
+		f.err = fmt.Errorf("%s gave no answer within %v", who, c.Timeout)
 		f.hint = "A node that hangs keeps the others waiting: see \"phoenix-cli health\". --timeout waits longer."
 	case codes.Canceled:
-		f.err = &callError{"interrupted", err}
+		f.err = errors.New("interrupted")
 	case codes.Unimplemented:
 		f.hint = "The controller is older than this phoenix-cli: install the same version of both."
 	case codes.Unauthenticated, codes.PermissionDenied:
@@ -146,7 +158,20 @@ func describeCode(code codes.Code, message string, err error, c Config) error {
 	case codes.Internal, codes.Unknown, codes.DataLoss:
 		f.hint = "This is a defect of Phoenix; the log of " + who + " says more."
 	}
-	return f
+}
+
+// connectionError returns the cause in what grpc says of a connection that it could not make, or that broke.
+func connectionError(message string) (cause string, ok bool) {
+	for _, sign := range []string{"connection error: desc = ", "error reading from server: "} {
+		if _, after, found := strings.Cut(message, sign); found {
+			if text, err := strconv.Unquote(after); err == nil {
+				after = text
+			}
+			after = strings.TrimPrefix(after, "transport: ")
+			return strings.TrimPrefix(after, "Error while dialing: "), true
+		}
+	}
+	return message, false
 }
 
 // statusOf finds the status in the chain of err.
@@ -166,10 +191,11 @@ func statusOf(err error) (*status.Status, bool) {
 	return nil, false
 }
 
-// adviceFor returns what to do about a reason. {key} in the advice stands for the value in the metadata.
-func adviceFor(info *errdetails.ErrorInfo) string {
-	text := advice[errorv1.Reason(errorv1.Reason_value["REASON_"+info.GetReason()])]
-	for key, value := range info.GetMetadata() {
+// adviceFor returns what to do about a reason; empty for one of a newer server. {key} in the advice stands for the
+// value in the metadata.
+func adviceFor(reason errorv1.Reason, metadata map[string]string) string {
+	text := advice[reason]
+	for key, value := range metadata {
 		text = strings.ReplaceAll(text, "{"+key+"}", value)
 	}
 	return text
