@@ -1,6 +1,8 @@
 package feature
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -42,6 +44,17 @@ func (s *Script) Command(ctid int32, gpus []int) Command {
 		},
 		Stdin: slices.Concat(s.Content, []byte("\n# phoenix:end "+s.SHA256+"\n")),
 	}
+}
+
+// check refuses what no shell takes as it is meant, and returns the shell.
+func check(content []byte) ([]string, error) {
+	switch {
+	case bytes.IndexByte(content, 0) >= 0:
+		return nil, errors.New("it holds a NUL")
+	case bytes.Contains(content, []byte("\r\n")):
+		return nil, errors.New("its lines end with CR LF; save it with LF alone")
+	}
+	return shellOf(content)
 }
 
 // shellOf returns the interpreter that the first line of a script asks for: a shell, since it is given a command with

@@ -70,7 +70,7 @@ func (s Scripts) Open(feature string) (*Script, error) {
 	if err != nil {
 		return nil, fmt.Errorf("script %s in %s: %w", name, s.Dir, err)
 	}
-	shell, err := shellOf(content)
+	shell, err := check(content)
 	if err != nil {
 		return nil, fmt.Errorf("script %s in %s: %w", name, s.Dir, err)
 	}
