@@ -183,3 +183,38 @@ func section(s pveconf.Section) map[string]any {
 	}
 	return m
 }
+
+// TestWarningGoldens holds the number of warnings against Proxmox's own.
+func TestWarningGoldens(t *testing.T) {
+	unchecked := map[string]int{
+		// The formats of mpN and netN are not checked.
+		"nasty-mount-entries-broken": 4,
+		"nasty-net-entries-broken":   4,
+		// A devN without a path gets past Proxmox's parser, and then stops the start; we warn at once.
+		"nasty-dev-entries-broken": -1,
+	}
+	for _, name := range goldens(t) {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			var got []string
+			for _, w := range pveconf.Parse(read(t, name+".conf")).Warnings() {
+				if w.Kind != pveconf.WarningHidden { // Proxmox does not see these
+					got = append(got, w.Text)
+				}
+			}
+			want := readRecording(t, name+".parsed.json").Warnings
+			if len(got)+unchecked[filepath.Base(name)] != len(want) {
+				t.Errorf("%d warnings, Proxmox has %d:\n%q\nProxmox:\n%q", len(got), len(want), got, want)
+			}
+		})
+	}
+}
+
+// TestIdentityGoldens writes every recorded conf back as it was.
+func TestIdentityGoldens(t *testing.T) {
+	for _, name := range goldens(t) {
+		conf := read(t, name+".conf")
+		if got := pveconf.Parse(conf).Bytes(); !bytes.Equal(got, conf) {
+			t.Errorf("%s: %q was written back as %q", name, conf, got)
+		}
+	}
+}

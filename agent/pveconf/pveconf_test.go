@@ -1,0 +1,261 @@
+package pveconf_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phoenix.internal/agent/pveconf"
+)
+
+// fuzzerLikes is chapter 12.8 of the reference: its outcome is known from Proxmox itself.
+const fuzzerLikes = `Arch: amd64
+arch: amd64
+  cores: 2
+memory: abc
+foo_bar12: kept
+foo-bar: gone
+hostname: a
+hostname: b
+onboot: YES
+lxc.tty.dir: gone
+lxc.id_map: u 0 100000 65536
+lxc.cgroup2.devices.allow:
+[x]
+swap: 256
+[special:any]
+tty: 1
+[ok]
+#in snapshot
+memory: 16
+`
+
+func TestRead(t *testing.T) {
+	f := pveconf.Parse([]byte(fuzzerLikes))
+	wantProperties := []pveconf.Entry{
+		{Key: "arch", Value: "amd64", Line: 2},
+		{Key: "memory", Value: "abc", Line: 4},
+		{Key: "foo_bar12", Value: "kept", Line: 5},
+		{Key: "hostname", Value: "b", Line: 8},
+		{Key: "onboot", Value: "1", Line: 9},
+		{Key: "swap", Value: "256", Line: 14},
+		{Key: "tty", Value: "1", Line: 16},
+	}
+	if diff := cmp.Diff(wantProperties, f.Properties()); diff != "" {
+		t.Errorf("Properties (-want +got):\n%s", diff)
+	}
+	wantRaw := []pveconf.Entry{
+		{Key: "lxc.id_map", Value: "u 0 100000 65536", Line: 11},
+		{Key: "lxc.cgroup2.devices.allow", Value: "", Line: 12},
+	}
+	if diff := cmp.Diff(wantRaw, f.Raw()); diff != "" {
+		t.Errorf("Raw (-want +got):\n%s", diff)
+	}
+	wantSnapshots := []pveconf.Section{{
+		Name: "ok", Line: 17, Description: "in snapshot\n",
+		Properties: []pveconf.Entry{{Key: "memory", Value: "16", Line: 19}},
+	}}
+	if diff := cmp.Diff(wantSnapshots, f.Snapshots()); diff != "" {
+		t.Errorf("Snapshots (-want +got):\n%s", diff)
+	}
+	type warning struct {
+		Line int
+		Kind pveconf.WarningKind
+	}
+	wantWarnings := []warning{
+		{1, pveconf.WarningInvalid}, // upper case
+		{3, pveconf.WarningInvalid}, // indented
+		{4, pveconf.WarningValue},   // no integer
+		{5, pveconf.WarningValue},   // unknown property
+		{6, pveconf.WarningInvalid}, // "-" in the key
+		{10, pveconf.WarningInvalid},
+		{11, pveconf.WarningValue}, // LXC 2
+		{13, pveconf.WarningInvalid},
+		{15, pveconf.WarningInvalid},
+	}
+	var warnings []warning
+	for _, w := range f.Warnings() {
+		warnings = append(warnings, warning{w.Line, w.Kind})
+	}
+	if diff := cmp.Diff(wantWarnings, warnings); diff != "" {
+		t.Errorf("Warnings (-want +got):\n%s", diff)
+	}
+	const wantCanonical = `arch: amd64
+foo_bar12: kept
+hostname: b
+memory: abc
+onboot: 1
+swap: 256
+tty: 1
+lxc.id_map: u 0 100000 65536
+lxc.cgroup2.devices.allow: ` + `
+
+[ok]
+#in snapshot
+memory: 16
+`
+	canonical, err := f.Canonical()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(wantCanonical, string(canonical)); diff != "" {
+		t.Errorf("Canonical (-want +got):\n%s", diff)
+	}
+}
+
+func TestLine(t *testing.T) {
+	const lxc, property = "lxc", "property"
+	for _, tt := range []struct {
+		name string
+		line string
+		kind string // empty: neither
+		want pveconf.Entry
+	}{
+		{"raw with a colon", "lxc.mount.entry: a b", lxc, pveconf.Entry{Key: "lxc.mount.entry", Value: "a b", Line: 1}},
+		{"raw with an equals sign", "lxc.mount.entry=a", lxc, pveconf.Entry{Key: "lxc.mount.entry", Value: "a", Line: 1}},
+		{"raw with blanks around the equals sign", "lxc.mount.entry \t= a", lxc, pveconf.Entry{Key: "lxc.mount.entry", Value: "a", Line: 1}},
+		{"raw with a blank before the colon", "lxc.mount.entry : a", "", pveconf.Entry{}},
+		{"only the first separator counts", "lxc.mount.entry: a=b: #c", lxc, pveconf.Entry{Key: "lxc.mount.entry", Value: "a=b: #c", Line: 1}},
+		{"raw with vertical tab and form feed", "lxc.arch:\v\fx\f\v", lxc, pveconf.Entry{Key: "lxc.arch", Value: "x", Line: 1}},
+		{"no-break space is no white space", "lxc.arch: \u00a0x", lxc, pveconf.Entry{Key: "lxc.arch", Value: "\u00a0x", Line: 1}},
+		{"no comment at the end of a line", "memory: 512 # half", property, pveconf.Entry{Key: "memory", Value: "512 # half", Line: 1}},
+		{"property without a blank", "memory:512", property, pveconf.Entry{Key: "memory", Value: "512", Line: 1}},
+		{"property with an equals sign", "memory = 512", "", pveconf.Entry{}},
+		{"property without a value", "memory:", "", pveconf.Entry{}},
+		{"property of one blank", "hostname: ", property, pveconf.Entry{Key: "hostname", Value: " ", Line: 1}},
+		{"property with CRLF", "memory: 512\r", property, pveconf.Entry{Key: "memory", Value: "512", Line: 1}},
+		{"carriage return within a value", "tags: a\rb", property, pveconf.Entry{Key: "tags", Value: "a\rb", Line: 1}},
+		{"comment", "#memory: 512", "", pveconf.Entry{}},
+		{"indented", " memory: 512", "", pveconf.Entry{}},
+		{"digits within the key", "a1b: x", "", pveconf.Entry{}},
+		{"delete outside of pending", "delete: x", "", pveconf.Entry{}},
+		{"snapstate in any value", "hostname: snapstate: delete", "", pveconf.Entry{}},
+		{"leading zeros", "memory: 007", property, pveconf.Entry{Key: "memory", Value: "7", Line: 1}},
+		{"64 bits", "memory: 18446744073709551615", property, pveconf.Entry{Key: "memory", Value: "18446744073709551615", Line: 1}},
+		{"more than 64 bits", "memory: 18446744073709551616", property, pveconf.Entry{Key: "memory", Value: "1.84467440737096e+19", Line: 1}},
+		{"byte order mark", "\ufeffarch: amd64", "", pveconf.Entry{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := pveconf.Parse([]byte(tt.line + "\n"))
+			var wantProperties, wantRaw []pveconf.Entry
+			switch tt.kind {
+			case property:
+				wantProperties = []pveconf.Entry{tt.want}
+			case lxc:
+				wantRaw = []pveconf.Entry{tt.want}
+			}
+			if diff := cmp.Diff(wantProperties, f.Properties()); diff != "" {
+				t.Errorf("Properties of %q (-want +got):\n%s", tt.line, diff)
+			}
+			if diff := cmp.Diff(wantRaw, f.Raw()); diff != "" {
+				t.Errorf("Raw of %q (-want +got):\n%s", tt.line, diff)
+			}
+		})
+	}
+}
+
+func TestHiddenLines(t *testing.T) {
+	f := pveconf.Parse([]byte("tags: a\r\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nhostname: a\n[snap]\ntty: 1\x002\n#a\rb\n"))
+	var got []int
+	for _, w := range f.Warnings() {
+		if w.Kind == pveconf.WarningHidden {
+			got = append(got, w.Line)
+		}
+	}
+	if diff := cmp.Diff([]int{2, 5}, got); diff != "" {
+		t.Errorf("lines with hidden line ends (-want +got):\n%s", diff)
+	}
+}
+
+func TestSectionTwice(t *testing.T) {
+	f := pveconf.Parse([]byte("arch: amd64\n[pve:pending]\nmemory: 1\n[sn]\ntty: 1\n[PVE:Pending]\nswap: 2\ndelete: tty\n[sn]\ncores: 3\n"))
+	wantPending := pveconf.Section{Name: "pve:pending", Line: 6, Properties: []pveconf.Entry{
+		{Key: "swap", Value: "2", Line: 7}, {Key: "delete", Value: "tty", Line: 8},
+	}}
+	if diff := cmp.Diff(wantPending, f.Pending()); diff != "" {
+		t.Errorf("Pending (-want +got):\n%s", diff)
+	}
+	wantSnapshots := []pveconf.Section{{Name: "sn", Line: 9, Properties: []pveconf.Entry{{Key: "cores", Value: "3", Line: 10}}}}
+	if diff := cmp.Diff(wantSnapshots, f.Snapshots()); diff != "" {
+		t.Errorf("Snapshots (-want +got):\n%s", diff)
+	}
+	if got := pveconf.Parse(nil).Pending(); got.Line != 0 || got.Name != "pve:pending" {
+		t.Errorf("Pending of an empty conf = %+v", got)
+	}
+}
+
+func TestDigest(t *testing.T) {
+	if got, want := pveconf.Parse(nil).Digest(), "da39a3ee5e6b4b0d3255bfef95601890afd80709"; got != want {
+		t.Errorf("Digest of an empty conf = %s, want %s", got, want)
+	}
+}
+
+func TestApplyPending(t *testing.T) {
+	for _, tt := range []struct {
+		name, conf, want string
+	}{
+		{"12.4 of the reference",
+			"arch: amd64\nhostname: old-name\nnameserver: 10.20.0.1\nunprivileged: 1\n\n[pve:pending]\ndelete: nameserver\ndev0: /dev/nvidia0,mode=0666\nfeatures: nesting=1\n",
+			"arch: amd64\ndev0: /dev/nvidia0,mode=0666\nfeatures: nesting=1\nhostname: old-name\nunprivileged: 1\n"},
+		{"12.5 of the reference: raw lines replace all raw lines",
+			"arch: amd64\nlxc.apparmor.profile: unconfined\nlxc.cgroup2.devices.allow: c 195:0 rwm\n\n[pve:pending]\nmemory: 2048\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n",
+			"arch: amd64\nmemory: 2048\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
+		{"every form of delete", "arch: amd64\ncores: 1\nswap: 0\ntags: a\ntty: 1\n[pve:pending]\ndelete: cores,!swap ; tags\ttty\n", "arch: amd64\n"},
+		{"snapshots stay, and the rest is written canonically", "tty = 1\nonboot: yes\n#c\n[pve:pending]\nswap: 0\n[sn]\ntty: 01\n",
+			"#c\nonboot: 1\nswap: 0\n\n[sn]\ntty: 1\n"},
+		{"nothing pending", "swap: 0\narch: amd64\n", "arch: amd64\nswap: 0\n"},
+		{"an empty conf", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := pveconf.Parse([]byte(tt.conf))
+			if err := f.ApplyPending(); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(f.Bytes())); diff != "" {
+				t.Errorf("ApplyPending of %q (-want +got):\n%s", tt.conf, diff)
+			}
+		})
+	}
+}
+
+func TestCanonicalWhereProxmoxDies(t *testing.T) {
+	for _, conf := range []string{
+		"lxc: yes\n", "lxc: 0\nlxc.arch: x\n", "pending: 0\n", "snapshots: x\n", "snapshots: x\n[sn]\n", "[sn]\nlxc: x\n",
+	} {
+		f := pveconf.Parse([]byte(conf))
+		if got, err := f.Canonical(); err == nil {
+			t.Errorf("Canonical of %q = %q, want an error", conf, got)
+		}
+		if err := f.ApplyPending(); err == nil || string(f.Bytes()) != conf {
+			t.Errorf("ApplyPending of %q: error %v, conf %q; want an error and no change", conf, err, f.Bytes())
+		}
+	}
+}
+
+func TestParseDevice(t *testing.T) {
+	for value, want := range map[string]pveconf.Device{
+		"/dev/nvidia0":           {Path: "/dev/nvidia0"},
+		"/dev/nvidia0,mode=0666": {Path: "/dev/nvidia0", Mode: "0666"},
+		"path=/dev/nvidiactl,gid=44,uid=0,deny-write=1": {Path: "/dev/nvidiactl", GID: "44", UID: "0", DenyWrite: true},
+		"mode=0660,,path=/dev/a b,deny-write=off":       {Path: "/dev/a b", Mode: "0660"},
+		"/dev/a..b": {Path: "/dev/a..b"},
+		"/dev/nvidia-caps/nvidia-cap1,deny-write=YES,uid=01": {Path: "/dev/nvidia-caps/nvidia-cap1", DenyWrite: true, UID: "01"},
+	} {
+		got, err := pveconf.ParseDevice(value)
+		if err != nil {
+			t.Errorf("ParseDevice(%q): %v", value, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("ParseDevice(%q) (-want +got):\n%s", value, diff)
+		}
+	}
+	for _, value := range []string{
+		"", "mode=0666", "/etc/passwd", "/dev/../etc/shadow", "/dev/./a", "/dev/a/..", "dev/a",
+		"/dev/a,mode=666", "/dev/a,mode=0o666", "/dev/a,mode=01777", "/dev/a,uid=0x10", "/dev/a,gid=-1", "/dev/a,gid=video",
+		"/dev/a, mode=0666", "/dev/a,foo=1", "/dev/a,mode=0666,mode=0666", "/dev/a,/dev/b", "/dev/a,deny-write=2",
+	} {
+		if d, err := pveconf.ParseDevice(value); err == nil {
+			t.Errorf("ParseDevice(%q) = %+v, want an error", value, d)
+		}
+	}
+}
