@@ -106,6 +106,7 @@ func (n *Node) mount(dir string) error {
 
 	m.extend("/etc", m.keep("/etc"), map[string]string{
 		"pve": dir + "/pve", "phoenix": dir + "/etc-phoenix", "hostname": dir + "/etc/hostname", "hosts": dir + "/etc/hosts",
+		"pve-release": dir + "/etc/pve-release",
 	})
 	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct"})
 	m.extend("/usr/bin", m.keep("/usr/bin"), map[string]string{

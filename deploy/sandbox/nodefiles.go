@@ -28,6 +28,7 @@ func (n *Node) writeFiles(dir, pct string) error {
 		"module/nvidia_modeset/initstate":             "live\n",
 		"lxc-config/common.conf.d/01-pve.conf":        hooksConf,
 		"lxc-config/userns.conf.d/01-pve.conf":        usernsConf,
+		"etc/pve-release":                             "9.1-sandbox\n",
 		"etc/hostname":                                n.Name + "\n",
 		"etc/hosts":                                   fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", n.Address, n.Name),
 		"pve/.members":                                fmt.Sprintf("{ \"nodename\": %q, \"version\": 0 }\n", n.Name),
@@ -94,7 +95,7 @@ lxc.cgroup2.devices.allow =
 lxc.cgroup2.devices.allow = a
 `
 
-const pveversionScript = "#!/bin/sh\necho 'pve-manager/9.1-sandbox/0000000000000000 (running kernel: '$(uname -r)')'\n"
+const pveversionScript = "#!/bin/sh\necho 'pve-manager/9.1-sandbox/0123456789abcdef (running kernel: '$(uname -r)')'\n"
 
 // devicesFile is /proc/devices with the drivers' majors among the character devices, in numeric order.
 func (n *Node) devicesFile(machine string) string {

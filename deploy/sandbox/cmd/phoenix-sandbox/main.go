@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"phoenix.internal/deploy/sandbox"
+	"phoenix.internal/deploy/sandbox/demo"
 )
 
 // Namespaces belong to threads; commands that change them rely on running in the process's main one.
@@ -37,7 +39,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	dir := root.PersistentFlags().String("dir", sandbox.DefaultDir, "folder of the sandbox")
-	root.AddCommand(up(dir), down(dir), status(dir), enter(dir), confAdd(dir), hold(dir))
+	root.AddCommand(up(dir), runDemo(dir), down(dir), status(dir), enter(dir), confAdd(dir), hold(dir))
 	return root
 }
 
@@ -64,6 +66,27 @@ func up(dir *string) *cobra.Command {
 			return err
 		}
 		return s.Status(cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+func runDemo(dir *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "demo", Short: "Apply a fleet file to a new sandbox with agents and a controller", Args: cobra.NoArgs,
+	}
+	o := options(cmd)
+	if err := cmd.Flags().Set("cli-config", "/etc/phoenix/cli.yaml"); err != nil {
+		panic(err)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.Dir = *dir
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return demo.Run(cmd.Context(), demo.Options{
+			Options: *o, Programs: filepath.Dir(self), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr(),
+		})
 	}
 	return cmd
 }

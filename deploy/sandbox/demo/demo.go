@@ -1,0 +1,220 @@
+// Package demo runs Phoenix's main job in a sandbox, for a person to watch.
+package demo
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"phoenix.internal/deploy/sandbox"
+)
+
+// Options say what to demonstrate.
+type Options struct {
+	sandbox.Options
+	Programs string // folder with phoenix-agent, phoenix-controller and phoenix-cli
+	Out, Err io.Writer
+}
+
+// Run lays out a sandbox with the containers of a fleet file, starts an agent in each node and a
+// controller, applies the fleet file, shows the status with every device probed, and applies again to
+// see that nothing is restarted. A sandbox in the same folder is taken down first; the new one stays up,
+// also after an error.
+func Run(ctx context.Context, o Options) error {
+	if o.Fleet == "" {
+		return errors.New("the demo needs a fleet file: --fleet")
+	}
+	for _, name := range []string{"phoenix-agent", "phoenix-controller", "phoenix-cli"} {
+		if _, err := os.Stat(filepath.Join(o.Programs, name)); err != nil {
+			return fmt.Errorf("%w (`make build` makes it)", err)
+		}
+	}
+	d := &demo{Options: o}
+	if _, err := sandbox.Down(ctx, o.Dir, io.Discard); err != nil {
+		return err
+	}
+	d.say("laying out %d nodes with %d GPUs each, and a container for each entry of %s", o.Nodes, o.GPUs, o.Fleet)
+	var err error
+	if d.sandbox, err = sandbox.Up(ctx, o.Options); err != nil {
+		return err
+	}
+	if err := d.sandbox.Status(o.Out); err != nil {
+		return err
+	}
+	if err := d.run(ctx); err != nil {
+		d.showLogs()
+		return err
+	}
+	d.say("all is well. It stays up: try %s plan, containers, exec; `make demo-down` takes it down", d.program("phoenix-cli"))
+	return nil
+}
+
+type demo struct {
+	Options
+	sandbox *sandbox.Sandbox
+}
+
+func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.Out, "\n== "+format+"\n", args...) }
+
+func (d *demo) program(name string) string { return filepath.Join(d.Programs, name) }
+
+func (d *demo) run(ctx context.Context) error {
+	d.say("starting an agent in each node, and the controller at %s", d.sandbox.Controller)
+	if err := d.startAll(ctx); err != nil {
+		return err
+	}
+	d.say("phoenix-cli apply")
+	if err := d.cli(ctx, "apply"); err != nil {
+		return err
+	}
+	d.say("phoenix-cli status --probe")
+	if err := d.cli(ctx, "status", "--probe"); err != nil {
+		return err
+	}
+	before, err := d.lifecycleCalls()
+	if err != nil {
+		return err
+	}
+	d.say("phoenix-cli apply, once more: nothing is restarted")
+	if err := d.cli(ctx, "apply"); err != nil {
+		return err
+	}
+	after, err := d.lifecycleCalls()
+	if err != nil {
+		return err
+	}
+	if len(after) > len(before) {
+		return fmt.Errorf("the second apply called pct: %s", strings.Join(after[len(before):], "; "))
+	}
+	return nil
+}
+
+// startAll starts everything and waits until it answers.
+func (d *demo) startAll(ctx context.Context) error {
+	type party struct{ name, server, address string }
+	var parties []party
+	for _, n := range d.sandbox.Nodes {
+		if _, err := d.sandbox.StartAgent(n.Name, d.program("phoenix-agent")); err != nil {
+			return err
+		}
+		parties = append(parties, party{"agent of " + n.Name, n.Name, net.JoinHostPort(n.Address, "7461")})
+	}
+	if _, err := d.sandbox.StartController(d.program("phoenix-controller")); err != nil {
+		return err
+	}
+	parties = append(parties, party{"controller", "phoenix-controller", d.sandbox.Controller})
+	for _, p := range parties {
+		if err := awaitServing(ctx, d.sandbox, p.address, p.server); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+// awaitServing waits until the server's overall health is SERVING.
+func awaitServing(ctx context.Context, s *sandbox.Sandbox, address, server string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	config, err := clientTLS(s, server)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		response, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+		if response.GetStatus() == healthpb.HealthCheckResponse_SERVING {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("health is %v", response.GetStatus())
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not SERVING at %s: %w", address, err)
+		case <-tick.C:
+			conn.ResetConnectBackoff()
+		}
+	}
+}
+
+func clientTLS(s *sandbox.Sandbox, server string) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(s.PKI("cli.pem"), s.PKI("cli-key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(s.PKI("ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	return &tls.Config{
+		Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: server, MinVersion: tls.VersionTLS13,
+	}, nil
+}
+
+func (d *demo) cli(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, d.program("phoenix-cli"), append([]string{"--config", d.sandbox.CLIConfigPath()}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, d.Out, d.Err
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("phoenix-cli %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
+}
+
+// lifecycleCalls are the calls of pct that start or stop containers, on all nodes.
+func (d *demo) lifecycleCalls() ([]string, error) {
+	var all []string
+	for _, n := range d.sandbox.Nodes {
+		calls, err := d.sandbox.PctCalls(n.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, call := range calls {
+			command, _, _ := strings.Cut(call, " ")
+			if slices.Contains([]string{"start", "stop", "shutdown", "reboot"}, command) {
+				all = append(all, n.Name+": pct "+call)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
+// showLogs prints the end of every log, after something went wrong.
+func (d *demo) showLogs() {
+	const last = 2000
+	logs := []string{d.sandbox.ControllerLog()}
+	for _, n := range d.sandbox.Nodes {
+		logs = append(logs, d.sandbox.AgentLog(n.Name))
+	}
+	for _, path := range logs {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		fmt.Fprintf(d.Err, "\n-- the end of %s:\n%s", path, b[max(0, len(b)-last):])
+	}
+}
