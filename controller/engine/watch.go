@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,7 +83,7 @@ func (w *Watch) push(ev Event) {
 		return
 	}
 	if len(w.events) >= maxEvents {
-		for i, old := range w.events {
+		for i, old := range slices.Backward(w.events) { // the newest: what is read last must be the newest state
 			if old.CTID == ev.CTID && old.StepIndex == ev.StepIndex && (old.Step == nil) == (ev.Step == nil) {
 				w.events[i] = ev
 				return
