@@ -7,7 +7,7 @@ import "time"
 // A Fleet is one observation of every configured node.
 type Fleet struct {
 	Nodes []Node // by name
-	// Verified tells which start of a container was last verified, by CTID: the key of [Verification].
+	// Verified tells, by CTID, as what a container was last verified: what plan.Verification gives.
 	Verified map[int32]string
 }
 
@@ -73,12 +73,12 @@ type Container struct {
 
 // A Passthrough is what gives a container its GPUs.
 type Passthrough struct {
-	GPUs    []int // indexes, ascending; -1 for a device of a GPU that is gone
-	Mode    Mode
+	GPUs    []int    // indexes, ascending; -1 for a device of a GPU that is gone
+	Mode    Mode     // of a conf; what is in effect has none
 	Devices []string // paths, sorted
 }
 
-// A Problem is something wrong that the agent found. Mended says that setting the passthrough anew mends it.
+// A Problem is something wrong that the agent found. If it has no Advice, setting the passthrough anew mends it.
 type Problem struct {
 	Kind    string // name of the ProblemKind without prefix, lower case: "wrong_major"
 	Message string

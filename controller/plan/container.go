@@ -114,17 +114,28 @@ func driverName(driver string) string {
 	return driver
 }
 
-// mendable are the problems that setting the passthrough anew mends. Where it is true the running container has the
-// problem too, so that it needs a restart; a duplicate does no harm to what runs, and nothing runs with a conflict.
-var mendable = map[string]bool{
-	"device_gone":              true,
-	"wrong_major":              true,
-	"control_device_not_given": true,
-	"rule_missing":             true,
-	"mount_missing":            true,
-	"wildcard_rule":            true,
-	"mode_conflict":            false,
-	"duplicate_entry":          false,
+// told are the problems that no apply mends, whatever their advice.
+var told = map[string]bool{
+	"unreadable": true, "ghost_file": true, "privileged": true, "hidden_line": true,
+	"entry_in_snapshot": true, "entry_in_pending": true,
+}
+
+// mendable tells whether setting the passthrough anew mends a problem: the agent then has no advice for a person.
+func mendable(p observed.Problem) bool { return p.Advice == "" && !told[p.Kind] }
+
+// inEffect tells whether the running container probably has a problem of its conf too. Whether it really needs the
+// restart is seen once the conf is mended. A rule alone gives nothing to an unprivileged container, which cannot make
+// device nodes; duplicates do no harm; and nothing runs with a conflict.
+func (s *sequence) inEffect(p observed.Problem) bool {
+	switch p.Kind {
+	case "wrong_major", "control_device_not_given", "rule_missing":
+		return true
+	case "device_gone": // its node may come back in the check of the devices
+		return len(s.desired.GPUs) > 0
+	case "wildcard_rule", "mount_missing":
+		return !s.found.Unprivileged
+	}
+	return false
 }
 
 // patchReasons says in what the conf differs from the assignment.
@@ -152,15 +163,15 @@ func (s *sequence) patchReasons() (reasons []string) {
 		reasons = append(reasons, fmt.Sprintf("change mode from %s to %s", configured.Mode, s.desired.Mode))
 	}
 	for _, p := range s.found.Problems {
-		if _, ok := mendable[p.Kind]; ok {
+		if mendable(p) {
 			reasons = append(reasons, "mend: "+at(p))
 		}
 	}
 	return reasons
 }
 
-// restartReason says why a restart is needed, or "". Only what the running container has counts: whether a patch is
-// planned does not, but for what it mends in the running container too.
+// restartReason says why a restart is needed, or "". What the running container has decides: that a patch is planned is
+// no reason, only what it mends there.
 func (s *sequence) restartReason(patched bool) string {
 	if !s.running {
 		if s.will {
@@ -168,27 +179,26 @@ func (s *sequence) restartReason(patched bool) string {
 		}
 		return ""
 	}
-	e := s.found.Effective
+	e, configured := s.found.Effective, s.found.Configured
 	switch {
 	case e == nil && (patched || s.found.RestartPending):
 		return "what it has cannot be read, so only a restart makes sure"
 	case e == nil:
 		return ""
-	case !equal(e.GPUs, s.desired.GPUs) && !equal(s.found.Configured.GPUs, s.desired.GPUs):
+	case !equal(e.GPUs, s.desired.GPUs) && !equal(configured.GPUs, s.desired.GPUs):
 		return fmt.Sprintf("effective GPUs %s; desired %s", join(e.GPUs), join(s.desired.GPUs))
 	case !equal(e.GPUs, s.desired.GPUs):
 		return fmt.Sprintf("effective GPUs %s; configured %s: restart pending", join(e.GPUs), join(s.desired.GPUs))
-	case len(s.desired.GPUs) == 0 && len(e.Devices) > 0:
+	case len(s.desired.GPUs) == 0 && len(e.Devices) > 0 && (patched || s.found.RestartPending):
 		return "it still has " + strings.Join(e.Devices, ", ")
-	case patched && len(s.desired.GPUs) > 0 && e.Mode != observed.ModeNone && string(e.Mode) != s.desired.Mode:
-		return fmt.Sprintf("effective mode %s; desired %s", e.Mode, s.desired.Mode)
 	}
 	for _, p := range s.found.Problems {
-		if mendable[p.Kind] || p.Kind == "ghost_file" {
+		if mendable(p) && s.inEffect(p) || p.Kind == "ghost_file" && s.found.RestartPending {
 			return "the running container has it too: " + at(p)
 		}
 	}
-	if s.found.RestartPending && !patched {
+	// Where the GPUs differ the patch makes the conf what runs already, so that nothing is pending any more.
+	if s.found.RestartPending && equal(e.GPUs, configured.GPUs) {
 		return "the conf has changed since it was started: restart pending"
 	}
 	return ""
@@ -237,6 +247,13 @@ func (s *sequence) stateErrors(steps []Step) (errors []string) {
 	if lock := s.found.Lock; lock != "" && changes {
 		errors = append(errors, fmt.Sprintf("its conf is locked (lock: %s): wait until that ends; if nothing is under way, run pct unlock %d", lock, s.desired.CTID))
 	}
+	if s.running && slices.ContainsFunc(steps, isRestart) {
+		for _, p := range s.found.Problems {
+			if p.Kind == "entry_in_pending" {
+				errors = append(errors, "a restart would bring this into force: "+sentence(p))
+			}
+		}
+	}
 	switch s.found.State {
 	case observed.StateRunning, observed.StateStopped:
 	case "frozen":
@@ -251,6 +268,8 @@ func (s *sequence) stateErrors(steps []Step) (errors []string) {
 	return errors
 }
 
+func isRestart(s Step) bool { return s.Kind == Restart }
+
 // stateNotes tells what is worth knowing about the container as it is.
 func (s *sequence) stateNotes(steps []Step) (notes []string) {
 	wants := len(s.desired.GPUs) > 0 || len(steps) > 0 || s.desired.HealthCheck != nil
@@ -263,8 +282,10 @@ func (s *sequence) stateNotes(steps []Step) (notes []string) {
 	if !s.found.Unprivileged && len(s.desired.GPUs) > 0 {
 		notes = append(notes, "it is privileged: with GPUs it is no security boundary")
 	}
+	restarts := slices.ContainsFunc(steps, isRestart)
 	for _, p := range s.found.Problems {
-		if _, ok := mendable[p.Kind]; !ok && p.Kind != "ghost_file" && p.Kind != "privileged" {
+		said := p.Kind == "privileged" || restarts && (p.Kind == "ghost_file" || p.Kind == "entry_in_pending" && s.running)
+		if !mendable(p) && !said {
 			notes = append(notes, sentence(p))
 		}
 	}

@@ -63,8 +63,10 @@ func given(gpus ...int) observed.Passthrough {
 	return p
 }
 
-// running is container 901 as it runs, unprivileged, with these GPUs by its conf and in effect.
+// running is container 901 as it runs, unprivileged, with these GPUs by its conf and in effect. What is in effect has no
+// mode: a device is a device.
 func running(configured, effective observed.Passthrough) observed.Container {
+	effective.Mode = observed.ModeNone
 	return observed.Container{
 		CTID: 901, State: observed.StateRunning, Unprivileged: true, Digest: "d901", Instance: "boot:1:1",
 		Configured: configured, Effective: &effective,
@@ -253,14 +255,13 @@ func TestMode(t *testing.T) {
 	mixed := observed.Passthrough{GPUs: []int{0}, Mode: observed.ModeMixed}
 	for _, r := range []row{
 		{
-			name:  "from raw to native",
+			name:  "from raw to native: the devices stay the same, so nothing is restarted",
 			fleet: `"gpu_assignment": "0", "passthrough_mode": "native"`,
 			node:  node(running(given(0), given(0))),
 			want: []string{
 				"check: GPU 0 on node pve1",
 				"patch: change mode from raw to native",
-				"restart: effective mode raw; desired native",
-				"verify: GPU 0 and no other, after the restart",
+				"verify: GPU 0 and no other: not verified since its start",
 			},
 		},
 		{
@@ -315,10 +316,28 @@ func TestProblems(t *testing.T) {
 	}
 	for _, r := range []row{
 		{name: "wrong major", node: problem("wrong_major", "the rule allows major 243, the driver has 511", 12, ""), want: patched("the rule allows major 243, the driver has 511 (line 12)")},
-		{name: "wildcard rule", node: problem("wildcard_rule", "the rule allows every GPU", 9, ""), want: patched("the rule allows every GPU (line 9)")},
+		{
+			name: "wildcard rule: gives nothing to an unprivileged container",
+			node: problem("wildcard_rule", "the rule allows every GPU", 9, ""),
+			want: []string{"check: GPU 0 on node pve1", "patch: mend: the rule allows every GPU (line 9)"},
+		},
+		{
+			name: "a rule that only a person can mend: told",
+			node: problem("wildcard_rule", "the rule allows NVIDIA devices among all others", 9, "replace it by one rule for each device"),
+			want: []string{"note: the rule allows NVIDIA devices among all others (line 9): replace it by one rule for each device"},
+		},
 		{name: "control device not given", node: problem("control_device_not_given", "/dev/nvidia-uvm is not given", 0, ""), want: patched("/dev/nvidia-uvm is not given")},
 		{name: "rule missing", node: problem("rule_missing", "no rule allows /dev/nvidia0", 4, ""), want: patched("no rule allows /dev/nvidia0 (line 4)")},
-		{name: "mount missing", node: problem("mount_missing", "/dev/nvidia0 is allowed but not mounted", 4, ""), want: patched("/dev/nvidia0 is allowed but not mounted (line 4)")},
+		{
+			name: "mount missing: gives nothing to an unprivileged container",
+			node: problem("mount_missing", "/dev/nvidia1 is allowed but not mounted", 4, ""),
+			want: []string{"check: GPU 0 on node pve1", "patch: mend: /dev/nvidia1 is allowed but not mounted (line 4)"},
+		},
+		{
+			name: "an entry without effect goes",
+			node: problem("no_effect", "the rule is for cgroup v1", 4, ""),
+			want: []string{"check: GPU 0 on node pve1", "patch: mend: the rule is for cgroup v1 (line 4)"},
+		},
 		{name: "device gone", node: problem("device_gone", "/dev/nvidia7 is not on the node", 4, ""), want: patched("/dev/nvidia7 is not on the node (line 4)")},
 		{
 			name: "duplicate entry: mended without a restart",
@@ -331,12 +350,29 @@ func TestProblems(t *testing.T) {
 			want: []string{"check: GPU 0 on node pve1", "patch: mend: /dev/nvidia0 is given by dev0 and by a raw line (line 6)"},
 		},
 		{
-			name: "ghost file: only a restart helps",
-			node: problem("ghost_file", "/dev/nvidia0 is an empty file", 0, ""),
+			name: "ghost file that a restart would not mend: told",
+			node: problem("ghost_file", "/dev/nvidia-modeset is no device", 0, "restart the container once it exists on the host"),
+			want: []string{"note: /dev/nvidia-modeset is no device: restart the container once it exists on the host"},
+		},
+		{
+			name: "ghost file that a restart mends",
+			node: node(with(running(given(0), given(0)), func(c *observed.Container) {
+				c.RestartPending = true
+				c.Problems = []observed.Problem{{Kind: "ghost_file", Message: "/dev/nvidia-uvm is no device", Advice: "restart the container once it exists on the host"}}
+			})),
 			want: []string{
 				"check: GPU 0 on node pve1",
-				"restart: the running container has it too: /dev/nvidia0 is an empty file",
+				"restart: the running container has it too: /dev/nvidia-uvm is no device",
 				"verify: GPU 0 and no other, after the restart",
+			},
+		},
+		{
+			name: "entry that the restart would bring into force",
+			node: node(with(running(given(), given()), func(c *observed.Container) {
+				c.Problems = []observed.Problem{{Kind: "entry_in_pending", Message: "raw lines in [pve:pending] replace all raw lines above when the container stops", Line: 20, Advice: "remove the lines from [pve:pending]"}}
+			})),
+			want: []string{
+				"ERROR: a restart would bring this into force: raw lines in [pve:pending] replace all raw lines above when the container stops (line 20): remove the lines from [pve:pending]",
 			},
 		},
 		{
@@ -350,9 +386,51 @@ func TestProblems(t *testing.T) {
 			want: []string{"ERROR: the conf cannot be read: input/output error"},
 		},
 		{
-			name: "a kind that this version does not know: told",
+			name: "a kind that this version does not know, and no apply mends",
+			node: problem("something_new", "news", 1, "ask"),
+			want: []string{"note: news (line 1): ask"},
+		},
+		{
+			name: "a kind that this version does not know, and an apply mends",
 			node: problem("something_new", "news", 1, ""),
-			want: []string{"note: news (line 1)"},
+			want: []string{"check: GPU 0 on node pve1", "patch: mend: news (line 1)"},
+		},
+	} {
+		r.fleet = `"gpu_assignment": "0"`
+		r.run(t)
+	}
+}
+
+// The same rules in a privileged container, which can make device nodes, give it devices.
+func TestRulesOfPrivilegedContainers(t *testing.T) {
+	for _, r := range []row{
+		{
+			name: "wildcard rule",
+			node: node(with(running(given(0), given(0)), func(c *observed.Container) {
+				c.Unprivileged = false
+				c.Problems = []observed.Problem{{Kind: "wildcard_rule", Message: "the rule allows every GPU", Line: 9}}
+			})),
+			want: []string{
+				"check: GPU 0 on node pve1",
+				"patch: mend: the rule allows every GPU (line 9)",
+				"restart: the running container has it too: the rule allows every GPU (line 9)",
+				"verify: GPU 0 and no other, after the restart",
+				"note: it is privileged: with GPUs it is no security boundary",
+			},
+		},
+		{
+			name: "rule without mount",
+			node: node(with(running(given(0), given(0)), func(c *observed.Container) {
+				c.Unprivileged = false
+				c.Problems = []observed.Problem{{Kind: "mount_missing", Message: "the rule is for a device that the conf does not give", Line: 9}}
+			})),
+			want: []string{
+				"check: GPU 0 on node pve1",
+				"patch: mend: the rule is for a device that the conf does not give (line 9)",
+				"restart: the running container has it too: the rule is for a device that the conf does not give (line 9)",
+				"verify: GPU 0 and no other, after the restart",
+				"note: it is privileged: with GPUs it is no security boundary",
+			},
 		},
 	} {
 		r.fleet = `"gpu_assignment": "0"`

@@ -93,12 +93,13 @@ func carryOut(c plan.Container, o *observed.Fleet) {
 			if len(c.Desired) > 0 {
 				found.Configured.Mode = observed.Mode(c.Mode)
 			}
-			found.Problems = slices.DeleteFunc(found.Problems, func(p observed.Problem) bool { return p.Kind != "entry_in_snapshot" && p.Kind != "ghost_file" })
+			found.Problems = slices.DeleteFunc(found.Problems, func(p observed.Problem) bool { return p.Advice == "" })
 			if found.Effective != nil {
-				found.RestartPending = !cmp.Equal(*found.Effective, found.Configured)
+				found.RestartPending = pending(found)
 			}
 		case plan.Restart:
 			effective := found.Configured
+			effective.Mode = observed.ModeNone
 			found.State, found.Effective, found.RestartPending = observed.StateRunning, &effective, false
 			found.Instance += "+"
 			found.Problems = slices.DeleteFunc(found.Problems, func(p observed.Problem) bool { return p.Kind == "ghost_file" })
@@ -106,6 +107,11 @@ func carryOut(c plan.Container, o *observed.Fleet) {
 			o.Verified[c.CTID] = plan.Verification(found.Instance, c.Mode, c.Desired)
 		}
 	}
+}
+
+// pending is what an agent says: whether a restart would change what the container can use.
+func pending(c *observed.Container) bool {
+	return !slices.Equal(c.Effective.Devices, c.Configured.Devices)
 }
 
 func find(o *observed.Fleet, c plan.Container) *observed.Container {
@@ -132,7 +138,8 @@ func world(r *rand.Rand) (*fleet.Fleet, *observed.Fleet) {
 		}
 		return p
 	}
-	kinds := []string{"wrong_major", "wildcard_rule", "duplicate_entry", "mode_conflict", "entry_in_snapshot", "ghost_file"}
+	kinds := []string{"wrong_major", "wildcard_rule", "duplicate_entry", "mode_conflict", "device_gone", "entry_in_snapshot", "entry_in_pending", "ghost_file"}
+	advice := map[string]string{"entry_in_snapshot": "a", "entry_in_pending": "a", "ghost_file": "a"}
 	for i := range int32(1 + r.IntN(8)) {
 		desired := fleet.Container{CTID: 900 + i, GPUs: gpus(), Mode: []string{fleet.ModeRaw, fleet.ModeNative}[r.IntN(2)]}
 		if i > 0 {
@@ -152,17 +159,16 @@ func world(r *rand.Rand) (*fleet.Fleet, *observed.Fleet) {
 			if r.IntN(3) == 0 {
 				effective = passthrough()
 			}
+			effective.Mode = observed.ModeNone
 			c.State, c.Effective, c.Instance = observed.StateRunning, &effective, fmt.Sprint("boot:", i)
-			c.RestartPending = !cmp.Equal(effective, c.Configured)
+			c.RestartPending = pending(&c)
 			if r.IntN(2) == 0 {
 				o.Verified[c.CTID] = plan.Verification(c.Instance, desired.Mode, effective.GPUs)
 			}
 		}
-		if r.IntN(3) == 0 {
-			c.Problems = []observed.Problem{{Kind: kinds[r.IntN(len(kinds)-1)], Message: "m"}}
-			if c.Effective != nil && r.IntN(2) == 0 {
-				c.Problems = append(c.Problems, observed.Problem{Kind: "ghost_file", Message: "m"})
-			}
+		for range r.IntN(3) {
+			kind := kinds[r.IntN(len(kinds))]
+			c.Problems = append(c.Problems, observed.Problem{Kind: kind, Message: "m", Advice: advice[kind]})
 		}
 		n := r.IntN(2)
 		o.Nodes[n].Containers = append(o.Nodes[n].Containers, c)
