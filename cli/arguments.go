@@ -18,7 +18,11 @@ func between(least int, names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return misuse(cmd, fmt.Errorf("%s: %s is missing", nameOf(cmd), strings.Join(names[len(args):least], " and ")))
+			missing, verb := names[len(args):least], "is"
+			if len(missing) > 1 {
+				verb = "are"
+			}
+			return misuse(cmd, fmt.Errorf("%s: %s %s missing", nameOf(cmd), strings.Join(missing, " and "), verb))
 		case len(args) > len(names) && len(names) == 0:
 			return misuse(cmd, fmt.Errorf("%s takes no arguments, not %q", nameOf(cmd), args[0]))
 		case len(args) > len(names):

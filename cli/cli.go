@@ -87,10 +87,9 @@ It talks to a controller (--controller), or works without one and asks the agent
 from flags, then from PHOENIX_* variables, then from a file; see docs/cli.md.
 
 Exit status: 0 done, 1 failed, 2 misused. exec passes on the status of the command it ran.`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
-		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misuse(cmd, err) })
 	globalFlags(root.PersistentFlags())
@@ -100,7 +99,30 @@ Exit status: 0 done, 1 failed, 2 misused. exec passes on the status of the comma
 		p.containersCommand(), p.confCommand(), p.probeCommand(), p.restartCommand(), p.execCommand(),
 		p.versionCommand(),
 	)
+	strict(root)
 	return root
+}
+
+// strict makes misuse of cobra's own commands an error, as of all others.
+func strict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Run = nil
+			cmd.RunE = func(help *cobra.Command, args []string) error {
+				cmd, rest, err := root.Find(args)
+				if err != nil || len(rest) > 0 {
+					return misuse(root, fmt.Errorf("help: there is no command %q", strings.Join(args, " ")))
+				}
+				return cmd.Help()
+			}
+		case "completion":
+			cmd.Args = cobra.ArbitraryArgs
+			cmd.RunE = needsCommand(cmd.Commands())
+		}
+	}
 }
 
 // A session is what a command works with: its streams, how to write, and whom to ask.
@@ -176,20 +198,22 @@ func (p *Program) with(check func(*Config) error, change func(*Config), run runF
 
 // group returns a command that only holds others.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, RunE: needsCommand(commands)}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// needsCommand refuses a command without one of those it holds.
+func needsCommand(commands []*cobra.Command) func(*cobra.Command, []string) error {
 	var names []string
 	for _, c := range commands {
 		names = append(names, c.Name())
 	}
-	cmd := &cobra.Command{
-		Use:   use,
-		Short: short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return misuse(cmd, fmt.Errorf("unknown command %q for %q; it has %s", args[0], nameOf(cmd), strings.Join(names, ", ")))
-			}
-			return misuse(cmd, fmt.Errorf("%s needs a command: %s", nameOf(cmd), strings.Join(names, ", ")))
-		},
+	all := strings.Join(names, ", ")
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return misuse(cmd, fmt.Errorf("unknown command %q for %q; it has %s", args[0], nameOf(cmd), all))
+		}
+		return misuse(cmd, fmt.Errorf("%s needs a command: %s", nameOf(cmd), all))
 	}
-	cmd.AddCommand(commands...)
-	return cmd
 }

@@ -128,11 +128,11 @@ func compare(a, b *controllerv1.GetContainerResponse, all bool) []difference {
 	d.gpus(a.GetContainer(), b.GetContainer())
 	d.state(a.GetContainer(), b.GetContainer())
 	d.conf("conf", properties(a.GetEntries(), all), properties(b.GetEntries(), all))
-	d.conf("pending", properties(a.GetPending(), all), properties(b.GetPending(), all))
-	d.raw(a.GetEntries(), b.GetEntries())
 	if all {
 		d.add("conf", "snapshots", strings.Join(a.GetSnapshots(), ", "), strings.Join(b.GetSnapshots(), ", "))
 	}
+	d.conf("pending", properties(a.GetPending(), all), properties(b.GetPending(), all))
+	d.raw(a.GetEntries(), b.GetEntries())
 	return d
 }
 

@@ -27,6 +27,8 @@ const (
 type Config struct {
 	// File is the file that was read; empty if there is none.
 	File string `mapstructure:"-"`
+	// set tells where each key was set: a flag, a variable or the file; absent if nowhere.
+	set map[string]string
 
 	Controller  string        `mapstructure:"controller"`   // host and port
 	Agents      []string      `mapstructure:"agents"`       // [NAME=]host and port; makes the CLI its own controller
@@ -100,34 +102,49 @@ func loadConfig(flags *pflag.FlagSet) (Config, error) {
 			return Config{}, fmt.Errorf("settings file %s: %w", file, err)
 		}
 	}
-	c := Config{File: file}
+	c := Config{File: file, set: map[string]string{}}
+	for _, s := range settings {
+		switch {
+		case flags.Changed(s.flag):
+			c.set[s.key] = "--" + s.flag
+		case os.Getenv(envOf(s.key)) != "":
+			c.set[s.key] = envOf(s.key)
+		case fromFile.IsSet(s.key):
+			c.set[s.key] = file
+		}
+	}
+	if _, err := time.ParseDuration(v.GetString("timeout")); err != nil {
+		err := fmt.Errorf("timeout: %q is not a time with its unit, as 30s is", v.GetString("timeout"))
+		return Config{}, &usageError{err: fmt.Errorf("settings: %w", err), hint: c.where(err)}
+	}
 	if err := v.Unmarshal(&c); err != nil {
-		return Config{}, &usageError{err: fmt.Errorf("settings: %w", err), hint: settingsHint(file)}
+		return Config{}, fmt.Errorf("settings: %w", err)
 	}
 	c.JSON, _ = flags.GetBool("json")
-	c.oneWay(flags, fromFile)
+	c.oneWay()
 	return c, nil
 }
 
 // oneWay leaves only the way to work, controller or agents, that was said most closely: a flag beats a variable, a
 // variable the file. Both at the same place are left for Validate to refuse.
-func (c *Config) oneWay(flags *pflag.FlagSet, fromFile *viper.Viper) {
-	layers := []func(key, flag string) bool{
-		func(_, flag string) bool { return flags.Changed(flag) },
-		func(key, _ string) bool { return os.Getenv(envOf(key)) != "" },
-		func(key, _ string) bool { return fromFile.IsSet(key) },
+func (c *Config) oneWay() {
+	closeness := func(key string) int {
+		switch set := c.set[key]; {
+		case set == "":
+			return 0
+		case strings.HasPrefix(set, "--"):
+			return 3
+		case set == envOf(key):
+			return 2
+		default:
+			return 1
+		}
 	}
-	for _, set := range layers {
-		controller, agents := set("controller", "controller"), set("agents", "agent")
-		switch {
-		case controller && !agents:
-			c.Agents = nil
-		case agents && !controller:
-			c.Controller = ""
-		}
-		if controller || agents {
-			return
-		}
+	switch controller, agents := closeness("controller"), closeness("agents"); {
+	case controller > agents:
+		c.Agents = nil
+	case agents > controller:
+		c.Controller = ""
 	}
 }
 
@@ -168,22 +185,18 @@ func readFile(v *viper.Viper, path string) error {
 	v.SetConfigFile(path)
 	v.SetConfigType("yaml")
 	if err := v.ReadInConfig(); err != nil {
-		return &usageError{err: fmt.Errorf("settings file %s: %w", path, err), hint: settingsHint(path)}
-	}
-	var known, unknown []string
-	for _, s := range settings {
-		known = append(known, s.key)
-	}
-	for _, key := range v.AllKeys() {
-		if !slices.Contains(known, key) {
-			unknown = append(unknown, key)
+		if e, ok := errors.AsType[*os.PathError](err); ok {
+			err = e.Err
+		}
+		return &usageError{
+			err:  fmt.Errorf("settings file %s: %w", path, err),
+			hint: "Correct it, or name another with --config or PHOENIX_CONFIG.",
 		}
 	}
-	if len(unknown) > 0 {
-		slices.Sort(unknown)
+	if err := checkKeys(v); err != nil {
 		return &usageError{
-			err:  fmt.Errorf("settings file %s: unknown key %s", path, strings.Join(unknown, ", ")),
-			hint: "The keys are " + strings.Join(known, ", ") + ".",
+			err:  fmt.Errorf("settings file %s: %w", path, err),
+			hint: "The keys are " + strings.Join(keyNames(), ", ") + ".",
 		}
 	}
 	dir := filepath.Dir(path)
@@ -195,11 +208,71 @@ func readFile(v *viper.Viper, path string) error {
 	return nil
 }
 
-func settingsHint(file string) string {
-	if file == "" {
-		return "See the flags and PHOENIX_* variables in docs/cli.md."
+// checkKeys returns every key that is not known or has a value of the wrong type: viper would take a number for
+// nanoseconds, and a word for a list.
+func checkKeys(v *viper.Viper) error {
+	var problems []error
+	keys := v.AllKeys()
+	slices.Sort(keys)
+	for _, key := range keys {
+		value := v.Get(key)
+		_, isText := value.(string)
+		switch {
+		case value == nil: // "tls:" with nothing in it
+		case !slices.Contains(keyNames(), key):
+			problems = append(problems, fmt.Errorf("%s: unknown key", key))
+		case key == "agents":
+			list, ok := value.([]any)
+			for _, item := range list {
+				_, isText := item.(string)
+				ok = ok && isText
+			}
+			if !ok {
+				problems = append(problems, fmt.Errorf("%s: not a list of [NAME=]HOST", key))
+			}
+		case !isText:
+			problems = append(problems, fmt.Errorf("%s: %v is not a text", key, value))
+		}
 	}
-	return "Mend " + file + ", or name another file with --config."
+	return oneToALine(problems)
+}
+
+func keyNames() []string {
+	keys := make([]string, len(settings))
+	for i, s := range settings {
+		keys[i] = s.key
+	}
+	return keys
+}
+
+// oneToALine joins errors below each other; a single one stays in the line.
+func oneToALine(problems []error) error {
+	err := errors.Join(problems...)
+	if err == nil || !strings.Contains(err.Error(), "\n") {
+		return err
+	}
+	return fmt.Errorf("%d problems\n%w", strings.Count(err.Error(), "\n")+1, err)
+}
+
+// where says for problems, each with its keys before a colon, where those were set or can be.
+func (c *Config) where(problems error) string {
+	var hints []string
+	for line := range strings.Lines(problems.Error()) {
+		keys, _, _ := strings.Cut(line, ":")
+		for _, s := range settings {
+			if !slices.Contains(strings.Split(keys, ", "), s.key) {
+				continue
+			}
+			hint := "Correct " + c.set[s.key] + "."
+			if c.set[s.key] == "" {
+				hint = fmt.Sprintf("Give --%s or %s.", s.flag, envOf(s.key))
+			}
+			if !slices.Contains(hints, hint) {
+				hints = append(hints, hint)
+			}
+		}
+	}
+	return strings.Join(hints, " ")
 }
 
 // Local tells whether the engine runs in this process: with agents, or with nobody at all for what needs nobody.
@@ -248,13 +321,10 @@ func (c *Config) invalid(problems []error) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	text := errors.Join(problems...).Error()
-	if strings.Contains(text, "\n") {
-		text = "\n" + text // one to a line
-	} else {
-		text = " " + text
+	return &usageError{
+		err:  fmt.Errorf("settings: %w", oneToALine(problems)),
+		hint: c.where(errors.Join(problems...)),
 	}
-	return &usageError{err: errors.New("settings:" + text), hint: settingsHint(c.File)}
 }
 
 func notConfigured() error {
@@ -306,7 +376,7 @@ func withPort(address, port string) (string, error) {
 			return "", fmt.Errorf("%q is not HOST or HOST:PORT", address)
 		}
 	}
-	if host == "" || strings.ContainsAny(host, "/ =") {
+	if host == "" || strings.ContainsAny(address, "/ =") {
 		return "", fmt.Errorf("%q is not HOST or HOST:PORT", address)
 	}
 	if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {

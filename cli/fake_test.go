@@ -229,15 +229,13 @@ func fleetContainers() []*typev1.Container {
 				{Kind: typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED, Message: "A privileged container is no security boundary.",
 					Advice: "Make it unprivileged."},
 			}},
-		{Ctid: 912, Node: "pve2", Hostname: "\x1b[2Jevil\u202e\xff", State: running, Lock: "backup", Unprivileged: true,
+		{Ctid: 912, Node: "pve2", Hostname: "\x1b[2Jevil\u202e", State: running, Lock: "backup", Unprivileged: true,
 			Configured: &typev1.Passthrough{Mode: raw, Gpus: []*typev1.GpuRef{{Index: -1, Minor: 7}}}, Effective: given(raw, 2)},
 	}
 }
 
 func (f *fake) ListContainers(_ context.Context, r *controllerv1.ListContainersRequest) (*controllerv1.ListContainersResponse, error) {
-	cs := fleetContainers()
-	cs[3].Hostname = "\x1b[2Jevil\u202e" // a string of proto is UTF-8
-	return &controllerv1.ListContainersResponse{Containers: cs, Unreachable: f.unreachable}, f.got(r)
+	return &controllerv1.ListContainersResponse{Containers: fleetContainers(), Unreachable: f.unreachable}, f.got(r)
 }
 
 func entries(pairs ...string) []*typev1.ConfEntry {

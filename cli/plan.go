@@ -66,7 +66,10 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 		fmt.Fprintln(s.out, s.paint.Text(output.Warn, "warning: "+w))
 	}
 	var change, same, failed int
-	for _, c := range plan.GetContainers() {
+	for i, c := range plan.GetContainers() {
+		if i > 0 || len(plan.GetWarnings()) > 0 {
+			fmt.Fprintln(s.out)
+		}
 		switch {
 		case len(c.GetErrors()) > 0:
 			failed++
@@ -89,7 +92,7 @@ func writeContainerPlan(s *session, c *controllerv1.ContainerPlan) error {
 	if c.GetNode() != "" {
 		head += " on " + c.GetNode()
 	}
-	fmt.Fprintf(s.out, "\n%s: %s\n", s.paint.Text(output.Bold, head), gpuChange(s, c))
+	fmt.Fprintf(s.out, "%s: %s\n", s.paint.Text(output.Bold, head), gpuChange(s, c))
 	for _, e := range c.GetErrors() {
 		fmt.Fprintf(s.out, "  %s\n", s.paint.Text(output.Bad, "error: "+e))
 	}

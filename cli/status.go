@@ -45,7 +45,12 @@ Exit status: 0, also with drift unless --exit-code is given; 1 if a node does no
 	cmd.Flags().BoolVar(&o.probe, "probe", true, "open each device inside the running containers")
 	cmd.Flags().BoolVar(&o.noProbe, "no-probe", false, "open no devices: quicker")
 	cmd.Flags().BoolVar(&o.exitCode, "exit-code", false, "exit with 1 if a container is not in sync")
-	cmd.MarkFlagsMutuallyExclusive("probe", "no-probe")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("probe") && cmd.Flags().Changed("no-probe") {
+			return misuse(cmd, errors.New("--probe and --no-probe exclude each other"))
+		}
+		return nil
+	}
 	return cmd
 }
 
