@@ -37,13 +37,18 @@ type Agent struct {
 
 	Name string
 	GPUs int // how many the node has; GPU i has minor i
+	// PVEVersion is that of the node; one with "sandbox" in it tells that no driver stands behind the devices.
+	PVEVersion string
 	// Probed replaces what a probe of a running container finds.
 	Probed func(*typev1.Container) []*typev1.ProbeResult
 	// OnExec replaces the command, which copies its stdin to its stdout and exits with the status 7.
 	OnExec func(agentv1.ExecService_ExecServer) error
 	// Fail makes calls fail, by the name of the RPC.
 	Fail map[string]error
+	// Hold makes restarts wait until it is closed, if it is not nil.
+	Hold chan struct{}
 
+	stop       func()
 	mu         sync.Mutex
 	containers map[int32]*typev1.Container
 	calls      []string
@@ -68,14 +73,18 @@ func (a *Agent) Start(t testing.TB, ca *pkitest.CA) (address string) {
 	agentv1.RegisterExecServiceServer(s, a)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	t.Cleanup(func() {
+	a.stop = sync.OnceFunc(func() {
 		s.Stop()
 		if err := <-served; err != nil {
 			t.Errorf("agent %s: %v", a.Name, err)
 		}
 	})
+	t.Cleanup(a.stop)
 	return l.Addr().String()
 }
+
+// Stop ends the agent before the test does: nothing listens at its address any more.
+func (a *Agent) Stop() { a.stop() }
 
 // Add adds a container that has the GPUs by its conf and, if it runs, in force.
 func (a *Agent) Add(ctid int32, running bool, gpus ...int32) {
@@ -124,10 +133,15 @@ func passthrough(gpus []int32, mode typev1.PassthroughMode) *typev1.Passthrough 
 		p.Devices = append(p.Devices, &typev1.Device{Path: device(int(i)), Major: 195, Minor: i})
 	}
 	if len(gpus) > 0 {
-		p.Devices = append(p.Devices, &typev1.Device{Path: "/dev/nvidiactl", Major: 195, Minor: 255})
+		for _, path := range shared {
+			p.Devices = append(p.Devices, &typev1.Device{Path: path, Major: -1, Minor: -1})
+		}
 	}
 	return p
 }
+
+// shared are the devices that every GPU needs besides its own.
+var shared = []string{"/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl"}
 
 func uuid(i int) string   { return fmt.Sprintf("GPU-%08d-0000-0000-0000-000000000000", i) }
 func device(i int) string { return fmt.Sprintf("/dev/nvidia%d", i) }
@@ -148,7 +162,7 @@ func notFound(ctid int32) error {
 
 // GetNode implements the agent's API, as do the following methods.
 func (a *Agent) GetNode(context.Context, *agentv1.GetNodeRequest) (*agentv1.GetNodeResponse, error) {
-	return &agentv1.GetNodeResponse{Node: &typev1.Node{Name: a.Name, DriverVersion: "580.105.08", Quorate: true}}, a.Fail["GetNode"]
+	return &agentv1.GetNodeResponse{Node: &typev1.Node{Name: a.Name, PveVersion: a.PVEVersion, DriverVersion: "580.105.08", Quorate: true}}, a.Fail["GetNode"]
 }
 
 // ListDevices returns GPUs that are all bound to the nvidia driver.
@@ -259,6 +273,13 @@ func (a *Agent) Restart(req *agentv1.RestartRequest, s agentv1.ContainerService_
 	if err := a.Fail["Restart"]; err != nil {
 		return err
 	}
+	if a.Hold != nil {
+		select {
+		case <-a.Hold:
+		case <-s.Context().Done(): // a real agent would finish it
+			return s.Context().Err()
+		}
+	}
 	a.mu.Lock()
 	c := a.containers[req.GetCtid()]
 	if c == nil {
@@ -293,13 +314,19 @@ func (a *Agent) Probe(_ context.Context, req *agentv1.ProbeRequest) (*agentv1.Pr
 		return &agentv1.ProbeResponse{Results: a.Probed(c), Instance: c.GetInstance()}, nil
 	}
 	resp := &agentv1.ProbeResponse{Instance: c.GetInstance()}
-	for i := range a.GPUs {
-		given := slices.ContainsFunc(c.GetEffective().GetGpus(), func(g *typev1.GpuRef) bool { return int(g.GetIndex()) == i })
-		r := &typev1.ProbeResult{Path: device(i), GpuIndex: int32(i), Expected: given, Outcome: typev1.ProbeOutcome_PROBE_OUTCOME_ABSENT, Errno: "ENOENT"}
+	result := func(path string, gpu int32, given bool) {
+		r := &typev1.ProbeResult{Path: path, GpuIndex: gpu, Expected: given, Outcome: typev1.ProbeOutcome_PROBE_OUTCOME_ABSENT, Errno: "ENOENT"}
 		if given {
 			r.Outcome, r.Errno = typev1.ProbeOutcome_PROBE_OUTCOME_OPENED, ""
 		}
 		resp.Results = append(resp.Results, r)
+	}
+	for i := range a.GPUs {
+		given := slices.ContainsFunc(c.GetEffective().GetGpus(), func(g *typev1.GpuRef) bool { return int(g.GetIndex()) == i })
+		result(device(i), int32(i), given)
+	}
+	for _, path := range shared {
+		result(path, -1, len(c.GetEffective().GetGpus()) > 0)
 	}
 	return resp, nil
 }

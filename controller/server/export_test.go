@@ -2,3 +2,6 @@ package server
 
 // StatusOf is tested by itself: most of its cases need a broken world to be reached by a call.
 var StatusOf = statusOf
+
+// KindProto is tested for every kind.
+var KindProto = kindProto

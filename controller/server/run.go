@@ -126,6 +126,9 @@ func (s *runService) Apply(req *controllerv1.ApplyRequest, stream controllerv1.R
 }
 
 func (s *runService) WatchRun(req *controllerv1.WatchRunRequest, stream controllerv1.RunService_WatchRunServer) error {
+	if err := checkRun(req.GetRun()); err != nil {
+		return err
+	}
 	w, err := s.Engine.Watch(req.GetRun())
 	if err != nil {
 		return runError(req.GetRun(), err)
@@ -195,6 +198,9 @@ func (s *runService) ListRuns(_ context.Context, req *controllerv1.ListRunsReque
 }
 
 func (s *runService) GetRun(_ context.Context, req *controllerv1.GetRunRequest) (*controllerv1.GetRunResponse, error) {
+	if err := checkRun(req.GetRun()); err != nil {
+		return nil, err
+	}
 	run, err := s.Engine.Run(req.GetRun())
 	if err != nil {
 		return nil, runError(req.GetRun(), err)
@@ -203,10 +209,21 @@ func (s *runService) GetRun(_ context.Context, req *controllerv1.GetRunRequest) 
 }
 
 func (s *runService) CancelRun(_ context.Context, req *controllerv1.CancelRunRequest) (*controllerv1.CancelRunResponse, error) {
+	if err := checkRun(req.GetRun()); err != nil {
+		return nil, err
+	}
 	if err := s.Engine.Cancel(req.GetRun()); err != nil {
 		return nil, runError(req.GetRun(), err)
 	}
 	return &controllerv1.CancelRunResponse{}, nil
+}
+
+// checkRun refuses the empty prefix, which every run has.
+func checkRun(id string) error {
+	if id == "" {
+		return &FieldError{Field: "run", Message: "missing; the ID of a run, or its beginning"}
+	}
+	return nil
 }
 
 func runError(id string, err error) error {
