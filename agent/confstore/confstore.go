@@ -125,7 +125,7 @@ func (s *Store) read(ctid int32) ([]byte, error) {
 	if err := s.check(false); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(s.path(ctid), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := open(s.path(ctid), unix.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("conf of CTID %d: %w", ctid, ErrNotFound)
 	}

@@ -1,6 +1,7 @@
 package confstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -263,6 +264,39 @@ func TestPoisonOfOthersIsKept(t *testing.T) {
 		t.Errorf("conf is now %q, want %q", read(t, s), want)
 	}
 }
+
+// The law of edits: one added line is one line more for Proxmox, which ends lines at LF, and for LXC, which ends them
+// at CR too.
+func FuzzLines(f *testing.F) {
+	f.Add("memory: 1\n", "lxc.environment: A=b")
+	f.Add("memory: 1\r\n", "lxc.environment: A=b\r")
+	f.Add("lxc.environment: A=\rb\n", "lxc.environment: A=\rb")
+	f.Add("", "\r")
+	f.Add("[snap]\n", "\x00")
+	s := newStore(f)
+	f.Fuzz(func(t *testing.T, before, added string) {
+		if strings.Contains(added, "\n") || strings.HasPrefix(before, "lock") {
+			return
+		}
+		if before != "" && !strings.HasSuffix(before, "\n") {
+			before += "\n"
+		}
+		write(t, s, before)
+		r, err := s.Preview(101, "", func(f *pveconf.File) error {
+			*f = *pveconf.Parse([]byte(before + added + "\n"))
+			return nil
+		})
+		if err != nil {
+			return
+		}
+		if got, want := lines(r.After), lines([]byte(before))+1; got != want || strings.Contains(added, "\x00") {
+			t.Errorf("%q and %q: %d lines, want %d", before, added, got, want)
+		}
+	})
+}
+
+// lines counts the lines of a file that ends in LF as LXC does.
+func lines(b []byte) int { return bytes.Count(b, []byte("\n")) + bytes.Count(b, []byte("\r")) }
 
 func TestPreviewChangesNothing(t *testing.T) {
 	s := newStore(t)

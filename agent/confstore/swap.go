@@ -64,7 +64,7 @@ func (s *Store) holds(ctid int32, want []byte) error {
 }
 
 // writeTemp makes a file that did not exist. A left-over of that name is removed, but not for ever.
-func writeTemp(path string, b []byte, mode fs.FileMode) error {
+func writeTemp(path string, b []byte, mode uint32) error {
 	f, err := create(path, mode)
 	for try := 0; errors.Is(err, fs.ErrExist) && try < 3; try++ {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -85,12 +85,26 @@ func writeTemp(path string, b []byte, mode fs.FileMode) error {
 	return nil
 }
 
-func create(path string, mode fs.FileMode) (*os.File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, mode)
+func create(path string, mode uint32) (*os.File, error) {
+	return open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, mode)
+}
+
+// open is os.OpenFile without Go's poller, to which the files of a FUSE file system look pollable. The runtime does
+// not expect it to block: pmxcfs hanging at that point would stop every goroutine of the agent.
+func open(path string, flags int, mode uint32) (*os.File, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
+		if err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		if err != unix.EINTR {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
 }
 
 func syncDir(path string) error {
-	d, err := os.Open(path)
+	d, err := open(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,225 @@
+package confstore_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/pveconf"
+)
+
+const edited = "arch: amd64\nhostname: trainer\nmemory: 4096\nlxc.cgroup2.devices.allow: c 195:0 rwm\n"
+
+// What works on a disk works where there is no fsync and no chmod, and where modes are given.
+func TestProxmoxFileSystem(t *testing.T) {
+	s, _ := mountPVE(t)
+	r, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, s); got != edited {
+		t.Errorf("conf is now %q", got)
+	}
+	if _, err := s.Restore(t.Context(), 101, r.Revision, r.Digest, alice); err != nil || read(t, s) != conf {
+		t.Errorf("restored %q, error %v", read(t, s), err)
+	}
+	if ctids, err := s.CTIDs(); err != nil || len(ctids) != 1 {
+		t.Errorf("CTIDs %v, error %v", ctids, err)
+	}
+	if removed, err := s.Sweep(); err != nil || len(removed) != 0 {
+		t.Errorf("removed %v, error %v", removed, err)
+	}
+	wantFiles(t, s, "101.conf")
+}
+
+func TestNoQuorum(t *testing.T) {
+	s, p := mountPVE(t)
+	p.quorum(false)
+	if err := s.Check(); !errors.Is(err, confstore.ErrNoQuorum) {
+		t.Errorf("Check: error %v", err)
+	}
+	called := false
+	if _, err := s.Edit(t.Context(), 101, "", alice, noted(&called)); !errors.Is(err, confstore.ErrNoQuorum) || called {
+		t.Errorf("Edit: error %v, fn called: %t", err, called)
+	}
+	// Reading goes on.
+	if b, err := s.Read(101); err != nil || string(b) != conf {
+		t.Errorf("Read: %q, error %v", b, err)
+	}
+	if r, err := s.Preview(101, "", setMemory("4096")); err != nil || string(r.After) != edited {
+		t.Errorf("Preview: %+v, error %v", r, err)
+	}
+	p.quorum(true)
+	if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096")); err != nil {
+		t.Errorf("with quorum again: %v", err)
+	}
+}
+
+// The quorum is lost after it was looked at: every write is refused with EACCES, root's too.
+func TestQuorumLostDuringEdit(t *testing.T) {
+	s, p := mountPVE(t)
+	_, err := s.Edit(t.Context(), 101, "", alice, func(f *pveconf.File) error {
+		p.quorum(false)
+		return f.Set("memory", "4096")
+	})
+	if !errors.Is(err, confstore.ErrNoQuorum) || !errors.Is(err, syscall.EACCES) {
+		t.Errorf("error %v", err)
+	}
+	p.quorum(true)
+	wantUntouched(t, s)
+}
+
+func TestErrorsOfTheFileSystem(t *testing.T) {
+	for _, test := range []struct {
+		operation string
+		errno     syscall.Errno
+		want      error
+	}{
+		{"create", syscall.EACCES, confstore.ErrNoQuorum},
+		{"create", syscall.EBUSY, confstore.ErrBusy},
+		{"create", syscall.EIO, confstore.ErrDatabase},
+		{"create", syscall.ENOTCONN, confstore.ErrDisconnected},
+		{"write", syscall.EFBIG, confstore.ErrTooLarge},
+		{"write", syscall.EACCES, confstore.ErrNoQuorum},
+		{"write", syscall.ENOSPC, syscall.ENOSPC},
+		{"flush", syscall.EIO, confstore.ErrDatabase},
+		{"rename", syscall.EACCES, confstore.ErrNoQuorum},
+		{"rename", syscall.EBUSY, confstore.ErrBusy},
+		{"rename", syscall.EIO, confstore.ErrDatabase},
+		{"rename", syscall.EEXIST, confstore.ErrNotFound}, // the number is another node's now
+		{"lookup", syscall.ENOTCONN, confstore.ErrDisconnected},
+		{"read", syscall.EIO, confstore.ErrDatabase},
+	} {
+		t.Run(test.operation+" "+test.errno.Error(), func(t *testing.T) {
+			s, p := mountPVE(t)
+			p.fail(test.operation, test.errno)
+			_, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096"))
+			if !errors.Is(err, test.want) || !errors.Is(err, test.errno) {
+				t.Errorf("error %v, want %v", err, test.want)
+			}
+			p.fail(test.operation, 0)
+			wantUntouched(t, s)
+			// It was transient, and nothing is in the way of the next.
+			if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096")); err != nil {
+				t.Errorf("next edit: %v", err)
+			}
+		})
+	}
+}
+
+func wantUntouched(t *testing.T, s *confstore.Store) {
+	t.Helper()
+	if got := read(t, s); got != conf {
+		t.Errorf("conf is now %q", got)
+	}
+	wantFiles(t, s, "101.conf")
+	if revisions, err := s.Revisions(101); err != nil || len(revisions) != 0 {
+		t.Errorf("revisions %v, error %v", revisions, err)
+	}
+}
+
+// pmxcfs ends: every call gets ENOTCONN until it is mounted again.
+func TestFileSystemDies(t *testing.T) {
+	s, p := mountPVE(t)
+	for _, operation := range []string{"lookup", "getattr", "opendir", "readdir"} {
+		p.fail(operation, syscall.ENOTCONN)
+	}
+	_, readErr := s.Read(101)
+	_, listErr := s.CTIDs()
+	for call, err := range map[string]error{"Check": s.Check(), "Read": readErr, "CTIDs": listErr} {
+		if !errors.Is(err, confstore.ErrDisconnected) {
+			t.Errorf("%s: error %v", call, err)
+		}
+	}
+}
+
+// A file system that hangs before the rename has let the caller go; when it answers again nothing is changed behind
+// the caller's back.
+func TestHangingCreate(t *testing.T) {
+	s, p := mountPVE(t)
+	s.AnswerWait = 30 * time.Millisecond
+	p.hang("create")
+	_, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096"))
+	if !errors.Is(err, confstore.ErrNoAnswer) || strings.Contains(err.Error(), "may still take effect") {
+		t.Errorf("error %v", err)
+	}
+	p.resume()
+	s.AnswerWait = 5 * time.Second
+	// The background call has released the lock once this gets it.
+	if _, err := s.Edit(t.Context(), 101, pveconf.Parse([]byte(conf)).Digest(), alice, setMemory("4096")); err != nil {
+		t.Errorf("next edit: %v", err)
+	}
+	wantFiles(t, s, "101.conf")
+}
+
+// Hanging in the rename itself leaves two outcomes; the error says so, and the lock stays until it is decided.
+func TestHangingRename(t *testing.T) {
+	s, p := mountPVE(t)
+	s.AnswerWait = 100 * time.Millisecond
+	p.hang("rename")
+	_, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096"))
+	if !errors.Is(err, confstore.ErrNoAnswer) || !strings.Contains(err.Error(), "may still take effect") {
+		t.Errorf("error %v", err)
+	}
+	s.LockWait = 30 * time.Millisecond
+	if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("1")); err == nil {
+		t.Error("a second edit got the lock")
+	} else if e, ok := errors.AsType[*confstore.LockTimeoutError](err); !ok || e.HolderPID != os.Getpid() {
+		t.Errorf("second edit: %v", err)
+	}
+	p.resume()
+	s.AnswerWait, s.LockWait = 5*time.Second, 5*time.Second
+	r, err := s.Edit(t.Context(), 101, "", alice, setMemory("1"))
+	if err != nil || string(r.Before) != edited {
+		t.Errorf("after that the conf was %q, error %v, want the first edit's", r.Before, err)
+	}
+	if revisions, err := s.Revisions(101); err != nil || len(revisions) != 2 || revisions[1].ReplacedBy != pveconf.Parse([]byte(edited)).Digest() {
+		t.Errorf("revisions %+v, error %v", revisions, err)
+	}
+}
+
+// The threads that a hanging file system holds are bounded.
+func TestHangingReadsAreBounded(t *testing.T) {
+	s, p := mountPVE(t)
+	s.AnswerWait = time.Millisecond
+	p.hang("open")
+	for range 100 {
+		if _, err := s.Read(101); !errors.Is(err, confstore.ErrNoAnswer) {
+			t.Fatalf("error %v", err)
+		}
+	}
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil || len(entries) > 64+40 {
+		t.Errorf("%d threads, error %v", len(entries), err)
+	}
+	p.resume()
+	s.AnswerWait = 5 * time.Second
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		if _, err = s.Read(101); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
+func TestFilesAreOnlyRead(t *testing.T) {
+	s, _ := mountPVE(t)
+	if err := os.Remove(path(s)); err != nil {
+		t.Fatal(err)
+	}
+	// No confs are made, whatever the CTID.
+	if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("1")); !errors.Is(err, confstore.ErrNotFound) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(s.PVE, "local/lxc/101.conf")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a destroyed container came back: %v", err)
+	}
+}
