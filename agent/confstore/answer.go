@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// maxUnanswered bounds the background calls: each holds a thread of the system.
+// maxUnanswered bounds the jobs that nobody waits for any more: each holds a thread of the system.
 const maxUnanswered = 64
 
 // A job is one series of calls into /etc/pve, in a goroutine of its own.
@@ -60,14 +60,13 @@ func answer[T any](s *Store, l *lock, fn func(*job) (T, error)) (T, error) {
 	defer timer.Stop()
 	j := &job{}
 	done := make(chan result, 1)
-	s.unanswered.Add(1)
 	// Nobody can wait for this goroutine: its system calls may never end.
 	go func() {
-		defer s.unanswered.Add(-1)
 		v, err := fn(j)
 		done <- result{v, err}
 		if !j.end() {
 			l.close()
+			s.unanswered.Add(-1)
 		}
 	}()
 	select {
@@ -76,14 +75,14 @@ func answer[T any](s *Store, l *lock, fn func(*job) (T, error)) (T, error) {
 	case <-timer.C:
 	}
 	underWay, committed := j.abandon()
-	switch {
-	case !underWay:
+	if !underWay {
 		r := <-done
 		return r.v, r.err
-	case committed:
-		l.handOver()
+	}
+	s.unanswered.Add(1)
+	l.handOver()
+	if committed {
 		return none, fmt.Errorf("%s: %w in %v: the change may still take effect", s.pve(), ErrNoAnswer, wait)
 	}
-	l.handOver()
 	return none, fmt.Errorf("%s: %w in %v", s.pve(), ErrNoAnswer, wait)
 }

@@ -97,6 +97,7 @@ func edited(fn func(*pveconf.File) error) change {
 	}
 }
 
+// restored does not look at lines: every one of them was in the conf already.
 func restored(old []byte) change {
 	return func(before []byte) ([]byte, error) {
 		oldMain, oldSections := cutSections(old)

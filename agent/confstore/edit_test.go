@@ -394,6 +394,21 @@ func TestLockHeldElsewhere(t *testing.T) {
 	}
 }
 
+func TestHeld(t *testing.T) {
+	s := newStore(t)
+	if s.Held(101) {
+		t.Error("held before anybody made the file")
+	}
+	_, unlock := holdLock(t, s)
+	if !s.Held(101) || s.Held(102) {
+		t.Errorf("held: 101 %t, 102 %t, want only 101", s.Held(101), s.Held(102))
+	}
+	unlock()
+	if s.Held(101) {
+		t.Error("held after its holder is dead")
+	}
+}
+
 func TestContextEndsWhileWaiting(t *testing.T) {
 	s := newStore(t)
 	_, unlock := holdLock(t, s)

@@ -123,6 +123,26 @@ func wantUntouched(t *testing.T, s *confstore.Store) {
 	}
 }
 
+// Somebody writes without the lock right after our rename: that we wrote it does not mean that it is there.
+func TestOverwrittenAfterEdit(t *testing.T) {
+	s, p := mountPVE(t)
+	p.overwrite()
+	_, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096"))
+	want := confstore.DigestError{
+		CTID: 101, Want: pveconf.Parse([]byte(edited)).Digest(), Got: pveconf.Parse([]byte("memory: 7\n")).Digest(),
+	}
+	if e, ok := errors.AsType[*confstore.DigestError](err); !ok || *e != want {
+		t.Errorf("error %v, want %v", err, &want)
+	}
+	if got := read(t, s); got != "memory: 7\n" {
+		t.Errorf("conf is now %q", got)
+	}
+	// Ours was there for a moment, so what it replaced is kept.
+	if _, b, err := s.Revision(101, 1); err != nil || string(b) != conf {
+		t.Errorf("revision 1: %q, error %v", b, err)
+	}
+}
+
 // pmxcfs ends: every call gets ENOTCONN until it is mounted again.
 func TestFileSystemDies(t *testing.T) {
 	s, p := mountPVE(t)
@@ -210,12 +230,11 @@ func TestHangingReadsAreBounded(t *testing.T) {
 	}
 }
 
-func TestFilesAreOnlyRead(t *testing.T) {
+func TestDestroyedContainerStaysSo(t *testing.T) {
 	s, _ := mountPVE(t)
 	if err := os.Remove(path(s)); err != nil {
 		t.Fatal(err)
 	}
-	// No confs are made, whatever the CTID.
 	if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("1")); !errors.Is(err, confstore.ErrNotFound) {
 		t.Errorf("error %v", err)
 	}

@@ -98,6 +98,9 @@ func (p *pmxcfs) hang(operation string) { p.t.Helper(); p.tell("hang %s", operat
 
 func (p *pmxcfs) resume() { p.t.Helper(); p.tell("resume") }
 
+// overwrite lets somebody else write right after the next rename.
+func (p *pmxcfs) overwrite() { p.t.Helper(); p.tell("overwrite") }
+
 func (p *pmxcfs) quorum(has bool) { p.t.Helper(); p.tell("quorum %t", has) }
 
 // operations are those of FUSE (linux/fuse.h) that the double knows.
@@ -118,6 +121,8 @@ type server struct {
 	errnos map[string]syscall.Errno
 	hung   map[string]chan struct{}
 	quorum bool
+
+	overwrite bool
 }
 
 // helperPmxcfs mounts the double and serves it until stdin ends.
@@ -169,6 +174,8 @@ func (s *server) command(words []string) {
 			close(c)
 		}
 		clear(s.hung)
+	case "overwrite":
+		s.overwrite = true
 	case "quorum":
 		s.quorum = words[1] == "true"
 	}
@@ -287,6 +294,10 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		}
 		s.nodes[to], s.paths[s.nodes[from]] = s.nodes[from], to
 		delete(s.nodes, from)
+		if s.overwrite {
+			s.overwrite = false
+			return nil, errnoOf(os.WriteFile(filepath.Join(s.root, to), []byte("memory: 7\n"), 0o640))
+		}
 		return nil, 0
 	case "poll":
 		fmt.Fprintln(os.Stderr, "pmxcfs double: somebody polls a file")

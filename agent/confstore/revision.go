@@ -188,6 +188,9 @@ func (s *Store) sweepRevisions() (removed []string, err error) {
 		return nil, nil
 	}
 	for _, d := range dirs {
+		if !d.IsDir() {
+			continue
+		}
 		dir := filepath.Join(top, d.Name())
 		files, derr := removeFiles(dir, func(e fs.DirEntry) bool {
 			if strings.HasSuffix(e.Name(), tempExt) {

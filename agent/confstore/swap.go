@@ -131,10 +131,11 @@ func (s *Store) Sweep() (removed []string, err error) {
 		if err := s.check(false); err != nil {
 			return nil, err
 		}
-		return removeFiles(s.confDir(), func(e fs.DirEntry) bool {
+		removed, err := removeFiles(s.confDir(), func(e fs.DirEntry) bool {
 			m := tempName.FindStringSubmatch(e.Name())
 			return m != nil && !alive(m[1], e)
 		})
+		return removed, writeError(err)
 	})
 	revisions, err2 := s.sweepRevisions()
 	return append(confs, revisions...), errors.Join(err, err2)
@@ -154,7 +155,7 @@ func alive(pid string, e fs.DirEntry) bool {
 func removeFiles(dir string, match func(fs.DirEntry) bool) (removed []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	for _, e := range entries {
 		if !match(e) {
@@ -164,7 +165,7 @@ func removeFiles(dir string, match func(fs.DirEntry) bool) (removed []string, er
 		if rerr := os.Remove(path); rerr == nil {
 			removed = append(removed, path)
 		} else if !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, writeError(rerr))
+			err = errors.Join(err, rerr)
 		}
 	}
 	return removed, err
