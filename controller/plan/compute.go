@@ -25,13 +25,14 @@ func Compute(f *fleet.Fleet, o *observed.Fleet, opts Options) *Plan {
 	p := &Plan{FleetSHA256: f.SHA256}
 	selected, warnings := selection(f, opts.CTIDs)
 	p.Warnings = warnings
+	there := count(o)
 	for _, s := range order(f, selected) {
-		c := container(s.desired, o, opts)
+		c := container(s.desired, there, opts)
 		c.After = s.after
 		if s.cyclic {
 			c.Steps, c.Errors = nil, []string{"it waits for itself through clone_from_ctid or dependencies; validate the fleet file"}
 		}
-		c.Notes = append(c.Notes, dependencyNotes(s.desired, f, o)...)
+		c.Notes = append(c.Notes, dependencyNotes(s.desired, f, there)...)
 		p.Containers = append(p.Containers, c)
 	}
 	p.Warnings = append(p.Warnings, driverWarnings(f, o, p)...)
@@ -68,15 +69,15 @@ func selection(f *fleet.Fleet, ctids []int32) (selected map[int32]bool, warnings
 }
 
 // dependencyNotes tells of dependencies that nothing waits for.
-func dependencyNotes(c fleet.Container, f *fleet.Fleet, o *observed.Fleet) (notes []string) {
+func dependencyNotes(c fleet.Container, f *fleet.Fleet, o census) (notes []string) {
 	for _, ctid := range c.Dependencies {
 		if f.Container(ctid) != nil {
 			continue
 		}
 		what := "is not in the fleet file"
-		if node := vmNode(o, ctid); node != "" {
+		if node := o.vmNode(ctid); node != "" {
 			what = "is a VM on node " + node
-		} else if at := nodesOf(o, ctid); len(at) == 0 {
+		} else if len(o.found[ctid]) == 0 {
 			what += ", and no node that answers has it"
 		}
 		notes = append(notes, "dependency "+itoa(ctid)+" "+what+": nothing waits for it")

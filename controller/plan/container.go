@@ -10,9 +10,9 @@ import (
 )
 
 // container plans one container by itself.
-func container(desired fleet.Container, o *observed.Fleet, opts Options) Container {
+func container(desired fleet.Container, o census, opts Options) Container {
 	c := Container{CTID: desired.CTID, Name: desired.Name, Desired: desired.GPUs, Mode: desired.Mode}
-	found, node, err := locate(desired, o)
+	found, node, err := o.locate(desired)
 	if err != nil {
 		c.Errors = []string{err.Error()}
 		return c

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,19 +10,46 @@ import (
 	"phoenix.internal/controller/observed"
 )
 
-// locate returns the container as observed and its node. The error says why it cannot be told where it is.
-func locate(c fleet.Container, o *observed.Fleet) (*observed.Container, *observed.Node, error) {
-	if c.Node != "" {
-		return locatePinned(c, o)
+// A census finds containers in an observation.
+type census struct {
+	*observed.Fleet
+	found map[int32][]sighting
+}
+
+// A sighting is one container on one node.
+type sighting struct {
+	node      *observed.Node
+	container *observed.Container
+}
+
+func count(o *observed.Fleet) census {
+	c := census{o, map[int32][]sighting{}}
+	for n := range o.Nodes {
+		node := &o.Nodes[n]
+		for i := range node.Containers {
+			found := &node.Containers[i]
+			c.found[found.CTID] = append(c.found[found.CTID], sighting{node, found})
+		}
 	}
-	at := nodesOf(o, c.CTID)
+	return c
+}
+
+// locate returns the container as observed and its node. The error says why it cannot be told where it is.
+func (o census) locate(c fleet.Container) (*observed.Container, *observed.Node, error) {
+	switch {
+	case len(o.Nodes) == 0:
+		return nil, nil, errors.New("no node is configured that could have it")
+	case c.Node != "":
+		return o.locatePinned(c)
+	}
+	at := o.found[c.CTID]
 	switch {
 	case len(at) > 1:
 		return nil, nil, fmt.Errorf("it is on several nodes: %s; say which one is meant with \"node\" in the fleet file", names(at))
 	case len(at) == 1:
-		return on(at[0], c.CTID), at[0], nil
+		return at[0].container, at[0].node, nil
 	}
-	if node := vmNode(o, c.CTID); node != "" {
+	if node := o.vmNode(c.CTID); node != "" {
 		return nil, nil, fmt.Errorf("it is a VM on node %s; Phoenix manages LXC containers, take it out of the fleet file", node)
 	}
 	var asked, silent []string
@@ -33,8 +61,6 @@ func locate(c fleet.Container, o *observed.Fleet) (*observed.Container, *observe
 		}
 	}
 	switch {
-	case len(o.Nodes) == 0:
-		return nil, nil, fmt.Errorf("no node is configured that could have it")
 	case len(asked) == 0:
 		return nil, nil, fmt.Errorf("no node could be asked for it: %s", strings.Join(silent, ", "))
 	case len(silent) > 0:
@@ -43,49 +69,34 @@ func locate(c fleet.Container, o *observed.Fleet) (*observed.Container, *observe
 	return nil, nil, fmt.Errorf("no node has it; asked: %s; create it, or take it out of the fleet file", strings.Join(asked, ", "))
 }
 
-func locatePinned(c fleet.Container, o *observed.Fleet) (*observed.Container, *observed.Node, error) {
+func (o census) locatePinned(c fleet.Container) (*observed.Container, *observed.Node, error) {
 	i := slices.IndexFunc(o.Nodes, func(n observed.Node) bool { return n.Name == c.Node })
 	if i < 0 {
-		var all []*observed.Node
-		for i := range o.Nodes {
-			all = append(all, &o.Nodes[i])
+		var all []string
+		for _, n := range o.Nodes {
+			all = append(all, n.Name)
 		}
-		return nil, nil, fmt.Errorf("the fleet file puts it on node %s, which is not configured; configured: %s", c.Node, names(all))
+		return nil, nil, fmt.Errorf("the fleet file puts it on node %s, which is not configured; configured: %s", c.Node, strings.Join(all, ", "))
 	}
 	n := &o.Nodes[i]
 	if n.Err != nil {
 		return nil, nil, fmt.Errorf("its node %s could not be asked: %w", n.Name, n.Err)
 	}
-	if found := on(n, c.CTID); found != nil {
-		return found, n, nil
+	at := o.found[c.CTID]
+	if i := slices.IndexFunc(at, func(s sighting) bool { return s.node == n }); i >= 0 {
+		return at[i].container, n, nil
 	}
 	if slices.Contains(n.VMs, c.CTID) {
 		return nil, nil, fmt.Errorf("it is a VM on node %s; Phoenix manages LXC containers, take it out of the fleet file", n.Name)
 	}
-	if at := nodesOf(o, c.CTID); len(at) > 0 {
+	if len(at) > 0 {
 		return nil, nil, fmt.Errorf("the fleet file puts it on node %s, but it is on %s; move it, or change \"node\"", n.Name, names(at))
 	}
 	return nil, nil, fmt.Errorf("node %s does not have it, where the fleet file puts it; create it, or change \"node\"", n.Name)
 }
 
-func nodesOf(o *observed.Fleet, ctid int32) (at []*observed.Node) {
-	for i := range o.Nodes {
-		if on(&o.Nodes[i], ctid) != nil {
-			at = append(at, &o.Nodes[i])
-		}
-	}
-	return at
-}
-
-func on(n *observed.Node, ctid int32) *observed.Container {
-	i := slices.IndexFunc(n.Containers, func(c observed.Container) bool { return c.CTID == ctid })
-	if i < 0 {
-		return nil
-	}
-	return &n.Containers[i]
-}
-
-func vmNode(o *observed.Fleet, ctid int32) string {
+// vmNode returns the node that has a VM with this number, or "".
+func (o census) vmNode(ctid int32) string {
 	for _, n := range o.Nodes {
 		if slices.Contains(n.VMs, ctid) {
 			return n.Name
@@ -94,13 +105,10 @@ func vmNode(o *observed.Fleet, ctid int32) string {
 	return ""
 }
 
-func names(nodes []*observed.Node) string {
-	if len(nodes) == 0 {
-		return "none"
-	}
+func names(at []sighting) string {
 	var all []string
-	for _, n := range nodes {
-		all = append(all, n.Name)
+	for _, s := range at {
+		all = append(all, s.node.Name)
 	}
 	slices.Sort(all)
 	return strings.Join(all, ", ")

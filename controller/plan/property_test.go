@@ -175,3 +175,17 @@ func world(r *rand.Rand) (*fleet.Fleet, *observed.Fleet) {
 	}
 	return f, o
 }
+
+// BenchmarkCompute plans the largest fleet file there can be, with nothing to do.
+func BenchmarkCompute(b *testing.B) {
+	f := &fleet.Fleet{}
+	n := node()
+	for ctid := range int32(fleet.MaxContainers) {
+		f.Containers = append(f.Containers, fleet.Container{CTID: 1000 + ctid, GPUs: []int{0}, Mode: fleet.ModeRaw, CloneFrom: 999 + ctid})
+		n.Containers = append(n.Containers, with(running(given(0), given(0)), func(c *observed.Container) { c.CTID = 1000 + ctid }))
+	}
+	o := verified(n)
+	for b.Loop() {
+		plan.Compute(f, o, plan.Options{})
+	}
+}
