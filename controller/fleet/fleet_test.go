@@ -134,6 +134,22 @@ func TestFailure12UnknownDependency(t *testing.T) {
 	}
 }
 
+// Containers of a cycle cannot be planned; one that only waits for them can be read.
+func TestCycleIsLeftOut(t *testing.T) {
+	f, findings := fleet.Parse("f.json", []byte(`{"lxc_configs": {"901": {"dependencies": [902]}, "902": {"dependencies": [901]}, "903": {"dependencies": [901]}}}`))
+	if fleet.Valid(findings) || len(f.Containers) != 1 || f.Containers[0].CTID != 903 {
+		t.Errorf("containers %+v, findings %v; want 903 alone, and an error", f.Containers, findings)
+	}
+}
+
+// Brackets in a string are no nesting, whatever quotes stand before them.
+func TestBracketsInStrings(t *testing.T) {
+	in := in901(`"name": "\"` + strings.Repeat("[", 100) + `\\"`)
+	if f, findings := fleet.Parse("f.json", []byte(in)); len(findings) > 0 || len(f.Containers) != 1 {
+		t.Errorf("Parse(%s): %v", in, findings)
+	}
+}
+
 func TestHostileFiles(t *testing.T) {
 	containers := func(n int) string {
 		var s strings.Builder

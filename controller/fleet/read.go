@@ -247,7 +247,7 @@ func (r reader) gpus(v *value) []int {
 		return gpus
 	case number:
 		n, err := strconv.Atoi(m.value.text)
-		if err != nil || n < 0 || n > maxGPU || m.value.text[0] == '-' {
+		if err != nil || n > maxGPU || m.value.text[0] == '-' {
 			r.errorf(key, m.value, "want a string of indexes from 0 to %d such as \"0,1\", got the number %s", maxGPU, clip(m.value.text))
 			return nil
 		}

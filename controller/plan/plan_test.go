@@ -653,7 +653,7 @@ func TestOrder(t *testing.T) {
 	f := fleetOf(t, `
 		"900": {"dependencies": ["905"]},
 		"901": {"clone_from_ctid": "900"},
-		"902": {"clone_from_ctid": "901", "dependencies": ["900", "1002"]},
+		"902": {"clone_from_ctid": "900", "dependencies": ["901", "1002"]},
 		"903": {},
 		"905": {}`)
 	type place struct {
@@ -712,6 +712,10 @@ func TestWarnings(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, p.Warnings); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+	n.DriverVersion = ""
+	if p := plan.Compute(f, verified(n), plan.Options{}); len(p.Warnings) > 0 || len(p.Containers[0].Errors) != 1 {
+		t.Errorf("without driver: warnings %q, errors %q; want the error alone", p.Warnings, p.Containers[0].Errors)
 	}
 }
 
