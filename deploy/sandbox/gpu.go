@@ -31,13 +31,13 @@ type Majors struct {
 
 const defaultDriver = "580.105.08"
 
-// makeGPUs makes up the GPUs of node n, from 1. On nodes with an even number the minors run against
-// the PCI order, as on machines where the driver probed them so.
-func makeGPUs(n, count int) []GPU {
+// makeGPUs makes up the GPUs of node n, from 1. If reversed, the minors run against the PCI order, as
+// on machines where the driver probed them so.
+func makeGPUs(n, count int, reversed bool) []GPU {
 	gpus := make([]GPU, count)
 	for i := range gpus {
 		minor := i
-		if n%2 == 0 {
+		if reversed {
 			minor = count - 1 - i
 		}
 		sum := sha256.Sum256(fmt.Appendf(nil, "phoenix sandbox node %d gpu %d", n, i))

@@ -24,14 +24,15 @@ const DefaultDir = "/var/lib/phoenix-sandbox"
 
 // Options say what Up makes.
 type Options struct {
-	Dir         string // of the sandbox; it must not exist, or be empty
-	Nodes       int    // pve1, pve2, ...; default 2
-	GPUs        int    // per node; default 2
-	Fleet       string // path of a fleet file; a container is made and started for each entry; "": none
-	Pct         string // path of the program that becomes /usr/sbin/pct; default: pct beside this program
-	FeaturesDir string // features_dir of the controller; default: the sandbox's own samples
-	Controller  string // listen address of the controller; default 127.0.0.1:7460
-	CLIConfig   string // path of a CLI configuration to write, and to remove at Down; "": none
+	Dir           string // of the sandbox; it must not exist, or be empty
+	Nodes         int    // pve1, pve2, ...; default 2
+	GPUs          int    // per node; default 2
+	ReverseMinors bool   // on nodes with an even number, the minors of the GPUs run against their PCI order
+	Fleet         string // path of a fleet file; a container is made and started for each entry; "": none
+	Pct           string // path of the program that becomes /usr/sbin/pct; default: pct beside this program
+	FeaturesDir   string // features_dir of the controller; default: the sandbox's own samples
+	Controller    string // listen address of the controller; default 127.0.0.1:7460
+	CLIConfig     string // path of a CLI configuration to write, and to remove at Down; "": none
 }
 
 // A Sandbox is what lies in sandbox.json: what Up made.

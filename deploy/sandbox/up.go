@@ -147,7 +147,7 @@ func newSandbox(o Options, fleet *fleetFile) (*Sandbox, error) {
 		gateway, address := subnet(o.Dir, s.Name, i)
 		s.Nodes = append(s.Nodes, Node{
 			Name: fmt.Sprintf("pve%d", i), Address: address.String(), Gateway: gateway.String(),
-			Link: fmt.Sprintf("%s.%d", s.Name, i), Majors: majors, GPUs: makeGPUs(i, o.GPUs), Driver: driver,
+			Link: fmt.Sprintf("%s.%d", s.Name, i), Majors: majors, GPUs: makeGPUs(i, o.GPUs, o.ReverseMinors && i%2 == 0), Driver: driver,
 		})
 	}
 	return s, nil

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -114,6 +115,8 @@ func Main(h Host, args []string) int {
 		}
 		h.Node, _, _ = strings.Cut(name, ".")
 	}
+	// On Proxmox systemd starts the monitor, and pmxcfs decides the mode of confs: neither has the caller's umask.
+	syscall.Umask(0o022)
 	if len(args) > 0 && args[0] == HookCommand {
 		return h.hook(args[1:])
 	}

@@ -48,6 +48,7 @@ func options(cmd *cobra.Command) *sandbox.Options {
 	flags := cmd.Flags()
 	flags.IntVar(&o.Nodes, "nodes", 2, "number of nodes: pve1, pve2, ...")
 	flags.IntVar(&o.GPUs, "gpus", 2, "made-up GPUs of each node")
+	flags.BoolVar(&o.ReverseMinors, "reverse-minors", false, "on pve2, pve4, ... the GPUs' minors run against their order")
 	flags.StringVar(&o.Fleet, "fleet", "", "fleet file; a running container is made for each entry")
 	flags.StringVar(&o.Pct, "pct", "", "program that becomes the nodes' /usr/sbin/pct (default: pct beside this program)")
 	flags.StringVar(&o.FeaturesDir, "features", "", "features_dir of the controller (default: samples)")
