@@ -279,6 +279,7 @@ func (s *sequence) stateNotes(steps []Step) (notes []string) {
 	case !s.will && wants:
 		notes = append(notes, "it is stopped, and stays so: nothing in it is verified; apply --start starts containers that have GPUs")
 	}
+	notes = append(notes, s.shiftNotes()...)
 	if !s.found.Unprivileged && len(s.desired.GPUs) > 0 {
 		notes = append(notes, "it is privileged: with GPUs it is no security boundary")
 	}
@@ -287,6 +288,18 @@ func (s *sequence) stateNotes(steps []Step) (notes []string) {
 		said := p.Kind == "privileged" || restarts && (p.Kind == "ghost_file" || p.Kind == "entry_in_pending" && s.running)
 		if !mendable(p) && !said {
 			notes = append(notes, sentence(p))
+		}
+	}
+	return notes
+}
+
+// shiftNotes tells of GPUs that are not counted, because of which an assigned index may mean another GPU than it did
+// before they were bound elsewhere.
+func (s *sequence) shiftNotes() (notes []string) {
+	for i, g := range s.node.GPUs {
+		counted := func(g observed.GPU) bool { return slices.Contains(s.desired.GPUs, g.Index) }
+		if g.Index < 0 && slices.ContainsFunc(s.node.GPUs[i:], counted) {
+			notes = append(notes, fmt.Sprintf("%s is bound to %s: the indexes of node %s count without it", g.PCIAddress, driverName(g.Driver), s.node.Name))
 		}
 	}
 	return notes

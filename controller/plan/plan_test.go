@@ -445,6 +445,12 @@ func TestGPUsThatCannotBeGiven(t *testing.T) {
 	bound.GPUs[1].Driver = "vfio-pci"
 	unloaded := node(running(given(), given()))
 	unloaded.DriverVersion = ""
+	first := node(running(given(0), given(0)))
+	first.GPUs = []observed.GPU{
+		{Index: -1, PCIAddress: "0000:01:00.0", Driver: "vfio-pci"},
+		{Index: 0, PCIAddress: "0000:02:00.0", Driver: "nvidia"},
+		{Index: -1, PCIAddress: "0000:03:00.0", Driver: "none"},
+	}
 	none := observed.Node{Name: "pve1", DriverVersion: "580.76.05", Containers: []observed.Container{running(given(), given())}}
 	for _, r := range []row{
 		{name: "no such GPU", fleet: `"gpu_assignment": "3"`, node: node(running(given(), given())), want: []string{"ERROR: node pve1 has no GPU 3; it has 0, 1"}},
@@ -452,6 +458,7 @@ func TestGPUsThatCannotBeGiven(t *testing.T) {
 		{name: "node without GPUs", fleet: `"gpu_assignment": "0"`, node: none, want: []string{"ERROR: node pve1 has no GPU 0; it has none"}},
 		{name: "vfio-pci, so it has no index", fleet: `"gpu_assignment": "0,1"`, node: vfio, want: []string{"ERROR: node pve1 has no GPU 1; it has 0; 0000:02:00.0 is bound to vfio-pci"}},
 		{name: "vfio-pci with an index", fleet: `"gpu_assignment": "0,1"`, node: bound, want: []string{"ERROR: GPU 1 of node pve1 is bound to vfio-pci; bind it to nvidia, or assign another"}},
+		{name: "vfio-pci before an assigned one", fleet: `"gpu_assignment": "0"`, node: first, want: []string{"note: 0000:01:00.0 is bound to vfio-pci: the indexes of node pve1 count without it"}},
 		{name: "driver not loaded", fleet: `"gpu_assignment": "0,1"`, node: unloaded, want: []string{"ERROR: node pve1 has not loaded the nvidia driver, so it cannot give GPUs 0, 1; load it with modprobe nvidia"}},
 		{name: "driver not loaded, and nothing assigned", fleet: `"gpu_assignment": "none"`, node: unloaded, want: nil},
 	} {
