@@ -35,9 +35,9 @@ type Result struct {
 //
 // Before fn is called the conf is read under the lock; the errors are then [ErrNotFound], [*LockedError] if it holds
 // a `lock:`, and [*DigestError] if ifDigest is not empty and stale. Others are [ErrNotMounted], [ErrNoQuorum],
-// [*LockTimeoutError], [ErrTooLarge], and a [*DigestError] if somebody writes without the lock meanwhile: then
-// either nothing was changed or their write came after. After any error but that, [ErrNoAnswer] and [ErrDatabase] the
-// conf is as it was.
+// [*LockTimeoutError], [ErrTooLarge], and a [*DigestError] if somebody writes without the lock meanwhile, whose write
+// then stands. After [ErrNoAnswer], [ErrBusy], [ErrDisconnected] and [ErrDatabase] the conf is the old or the new one;
+// after any other error it was not touched.
 func (s *Store) Edit(ctx context.Context, ctid int32, ifDigest string, by Author, fn func(*pveconf.File) error) (Result, error) {
 	r, err := s.replace(ctx, ctid, ifDigest, by, edited(fn))
 	if err != nil {

@@ -143,6 +143,22 @@ func TestOverwrittenAfterEdit(t *testing.T) {
 	}
 }
 
+// A rename that fails here may have reached the cluster: then the revision is needed.
+func TestRenameThatFailsAndWorks(t *testing.T) {
+	s, p := mountPVE(t)
+	p.failAfterwards()
+	if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096")); !errors.Is(err, confstore.ErrBusy) {
+		t.Errorf("error %v", err)
+	}
+	if got := read(t, s); got != edited {
+		t.Errorf("conf is now %q", got)
+	}
+	if _, b, err := s.Revision(101, 1); err != nil || string(b) != conf {
+		t.Errorf("revision 1: %q, error %v", b, err)
+	}
+	wantFiles(t, s, "101.conf")
+}
+
 // pmxcfs ends: every call gets ENOTCONN until it is mounted again.
 func TestFileSystemDies(t *testing.T) {
 	s, p := mountPVE(t)

@@ -101,6 +101,9 @@ func (p *pmxcfs) resume() { p.t.Helper(); p.tell("resume") }
 // overwrite lets somebody else write right after the next rename.
 func (p *pmxcfs) overwrite() { p.t.Helper(); p.tell("overwrite") }
 
+// failAfterwards lets the next rename work and report EBUSY.
+func (p *pmxcfs) failAfterwards() { p.t.Helper(); p.tell("failAfterwards") }
+
 func (p *pmxcfs) quorum(has bool) { p.t.Helper(); p.tell("quorum %t", has) }
 
 // operations are those of FUSE (linux/fuse.h) that the double knows.
@@ -122,7 +125,7 @@ type server struct {
 	hung   map[string]chan struct{}
 	quorum bool
 
-	overwrite bool
+	overwrite, failAfterwards bool
 }
 
 // helperPmxcfs mounts the double and serves it until stdin ends.
@@ -176,6 +179,8 @@ func (s *server) command(words []string) {
 		clear(s.hung)
 	case "overwrite":
 		s.overwrite = true
+	case "failAfterwards":
+		s.failAfterwards = true
 	case "quorum":
 		s.quorum = words[1] == "true"
 	}
@@ -294,6 +299,10 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		}
 		s.nodes[to], s.paths[s.nodes[from]] = s.nodes[from], to
 		delete(s.nodes, from)
+		if s.failAfterwards {
+			s.failAfterwards = false
+			return nil, syscall.EBUSY
+		}
 		if s.overwrite {
 			s.overwrite = false
 			return nil, errnoOf(os.WriteFile(filepath.Join(s.root, to), []byte("memory: 7\n"), 0o640))

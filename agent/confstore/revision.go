@@ -173,7 +173,7 @@ func (s *Store) save(ctid int32, conf []byte, by Author, replacedBy string) (int
 // drop removes a revision, the sign of its completeness first.
 func (s *Store) drop(ctid int32, number int64) error {
 	for _, ext := range []string{metaExt, confExt} {
-		if err := os.Remove(s.revisionFile(ctid, number, ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeIfThere(s.revisionFile(ctid, number, ext)); err != nil {
 			return err
 		}
 	}

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// swap replaces a conf that still holds before, and reads it back. It reports whether it was replaced.
+// swap replaces a conf that still holds before, and reads it back. It reports whether the conf was, or may have been,
+// replaced.
 //
 // As Proxmox does it (PVE::File, file_set_contents): a temporary file beside it, whose name cannot be taken for a
 // conf, renamed over it. Never in place, because each write is a message of its own to the cluster; never with
@@ -29,21 +30,20 @@ func (s *Store) swap(j *job, ctid int32, before, after []byte) (replaced bool, e
 	}
 	// Proxmox's post-stop hook writes without the lock. Looking again right before the rename makes the time in
 	// which its write can get lost as short as it can be.
-	err = s.holds(ctid, before)
-	if err == nil && !j.commit() {
-		err = ErrNoAnswer // nobody hears it
+	if err := s.holds(ctid, before); err != nil {
+		return false, errors.Join(err, removeIfThere(temp))
 	}
-	if err == nil {
-		err = os.Rename(temp, path)
+	if !j.commit() {
+		return false, errors.Join(ErrNoAnswer, removeIfThere(temp)) // nobody hears it
+	}
+	if err := os.Rename(temp, path); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			// The number now belongs to a guest on another node (memdb.c, memdb_rename).
 			err = fmt.Errorf("%w: %w", ErrNotFound, err)
-		} else if err != nil {
-			err = writeError(err)
 		}
-	}
-	if err != nil {
-		return false, errors.Join(err, os.Remove(temp))
+		err = errors.Join(writeError(err), removeIfThere(temp))
+		// The cluster may have got the message all the same.
+		return s.holds(ctid, before) != nil, err
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return true, writeError(err)
@@ -67,7 +67,7 @@ func (s *Store) holds(ctid int32, want []byte) error {
 func writeTemp(path string, b []byte, mode uint32) error {
 	f, err := create(path, mode)
 	for try := 0; errors.Is(err, fs.ErrExist) && try < 3; try++ {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeIfThere(path); err != nil {
 			return err
 		}
 		f, err = create(path, mode)
@@ -80,7 +80,14 @@ func writeTemp(path string, b []byte, mode uint32) error {
 		err = ignoreUnsupported(f.Sync())
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
+		return errors.Join(err, removeIfThere(path))
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
