@@ -40,6 +40,17 @@ func (l *lazyStore) openOnce() (b *store.Bolt, first bool, err error) {
 	return l.bolt, first, nil
 }
 
+// ifOpen calls fn if the store was opened.
+func (l *lazyStore) ifOpen(fn func() error) error {
+	l.mu.Lock()
+	open := l.bolt != nil
+	l.mu.Unlock()
+	if !open {
+		return nil
+	}
+	return fn()
+}
+
 func (l *lazyStore) SaveRun(r store.Run) error {
 	s, err := l.open()
 	if err != nil {

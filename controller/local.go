@@ -39,7 +39,8 @@ const localGrace = 2 * time.Second
 // Local starts a controller in this process and returns a connection to its API, and what ends both. Nothing listens
 // on the network: the connection is a pipe in memory. The store is opened when a call first needs it, so what needs
 // none works while another phoenix-cli applies; runs that an earlier process left unfinished are then marked as
-// interrupted. A run ends with this process: close lets its steps under way end. ctx is only for the start.
+// interrupted. A run ends with its process: closeAll breaks off what is under way, but for a restart, which the agent
+// finishes, and marks it as interrupted too. ctx is only for the start.
 //
 // Errors name the key of the setting, as in cli.yaml.
 func Local(ctx context.Context, cfg LocalConfig) (conn *grpc.ClientConn, closeAll func() error, err error) {
@@ -84,7 +85,7 @@ func Local(ctx context.Context, cfg LocalConfig) (conn *grpc.ClientConn, closeAl
 	closeAll = func() error {
 		eng.Close() // the runs first, so that their watchers see them stop
 		stop()
-		return errors.Join(conn.Close(), <-served, agents.Close(), state.Close())
+		return errors.Join(conn.Close(), <-served, state.ifOpen(eng.MarkInterrupted), agents.Close(), state.Close())
 	}
 	return conn, closeAll, nil
 }

@@ -170,3 +170,39 @@ func TestLocalErrors(t *testing.T) {
 		})
 	}
 }
+
+// A run whose process closes in the middle is not left behind as running.
+func TestLocalCloseInterrupts(t *testing.T) {
+	ca := pkitest.NewCA(t, "test CA")
+	pve1 := &nodetest.Agent{Name: "pve1", GPUs: 1, Hold: make(chan struct{})}
+	pve1.Add(901, true)
+	cfg := config(t, ca, pve1)
+	own := controller.LocalConfig{
+		Agents: cfg.Nodes, FleetFile: cfg.FleetFile, StateDir: t.TempDir(),
+		TLS: ca.Issue(t, pkitest.Leaf{Name: "ann", Purposes: []pki.Purpose{pki.Call}}),
+	}
+	conn, closeAll, err := controller.Local(t.Context(), own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := client.New(conn).Runs.Apply(t.Context(), &controllerv1.ApplyRequest{})
+	for err == nil {
+		var m *controllerv1.ApplyResponse
+		m, err = s.Recv()
+		if m.GetStep().GetStep().GetKind() == controllerv1.StepKind_STEP_KIND_RESTART {
+			break
+		}
+	}
+	if err := errors.Join(err, closeAll()); err != nil {
+		t.Fatal(err)
+	}
+	state, err := store.Open(filepath.Join(own.StateDir, "controller.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	runs, err := state.Runs(0)
+	if err != nil || len(runs) != 1 || runs[0].State != store.RunInterrupted {
+		t.Errorf("got %v, %v; want one that is interrupted", runs, err)
+	}
+}

@@ -9,13 +9,15 @@ import (
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 
 	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/plan"
 )
 
 // judge compares the desired state of a container with what the nodes report about it.
 func judge(want fleet.Container, found []*typev1.Container, unreachable []*typev1.NodeError, run string) *controllerv1.ContainerStatus {
 	st := &controllerv1.ContainerStatus{Desired: fleetContainerProto(want), Run: run}
 	switch {
-	case len(found) == 0 && len(unreachable) > 0:
+	case len(found) == 0 && mayBeOn(want.Node, unreachable):
 		st.State = controllerv1.SyncState_SYNC_STATE_UNKNOWN
 		st.Drift = []string{fmt.Sprintf("no node that answers has it; %s did not answer", nodeNames(unreachable))}
 		return st
@@ -47,6 +49,11 @@ func judge(want fleet.Container, found []*typev1.Container, unreachable []*typev
 	return st
 }
 
+// mayBeOn reports whether a container may be on a node that does not answer; name is the node it must be on, if any.
+func mayBeOn(name string, unreachable []*typev1.NodeError) bool {
+	return slices.ContainsFunc(unreachable, func(n *typev1.NodeError) bool { return name == "" || n.GetNode() == name })
+}
+
 // addDrift adds differences to a status. While a run works on the container they are no drift.
 func addDrift(st *controllerv1.ContainerStatus, sentences ...string) {
 	if len(sentences) == 0 {
@@ -63,17 +70,20 @@ func confDrift(want fleet.Container, c *typev1.Container) (drift []string) {
 	if want.Node != "" && want.Node != c.GetNode() {
 		drift = append(drift, fmt.Sprintf("it is on node %s; the fleet file wants it on %s", c.GetNode(), want.Node))
 	}
-	configured := gpuIndexes(c.GetConfigured())
-	if !slices.Equal(configured, want.GPUs) {
+	configured, mode := gpuIndexes(c.GetConfigured()), c.GetConfigured().GetMode()
+	switch devices := c.GetConfigured().GetDevices(); {
+	case !slices.Equal(configured, want.GPUs):
 		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns %s", gpuText(configured), gpuText(want.GPUs)))
+	case len(want.GPUs) == 0 && len(devices) > 0:
+		paths := strings.Join(convert(devices, (*typev1.Device).GetPath), ", ")
+		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns no GPU", paths))
 	}
-	mode := c.GetConfigured().GetMode()
-	if mode != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED && mode != modeProto(want.Mode) {
+	if len(want.GPUs) > 0 && mode != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED && mode != modeProto(want.Mode) {
 		drift = append(drift, fmt.Sprintf("its conf gives the devices in %s mode; the fleet file says %s", modeText(mode), want.Mode))
 	}
-	for _, p := range c.GetProblems() {
-		if p.GetAdvice() == "" { // an apply mends it, so it is a difference; what a person must mend is none
-			drift = append(drift, "its conf: "+p.GetMessage())
+	for _, p := range node.Container(c).Problems {
+		if plan.Mendable(p) {
+			drift = append(drift, "its conf: "+p.Message)
 		}
 	}
 	return drift

@@ -5,3 +5,6 @@ var StatusOf = statusOf
 
 // KindProto is tested for every kind.
 var KindProto = kindProto
+
+// Fit is tested by itself: agents with such confs are no use otherwise.
+var Fit = fit

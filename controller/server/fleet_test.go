@@ -157,14 +157,17 @@ func TestGetStatus(t *testing.T) {
 		c.Configured.Mode = typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE
 		c.Problems = []*typev1.Problem{
 			{Message: "rule for a major that is gone"},
-			{Message: "a privileged container", Advice: "make it unprivileged"},
+			{Message: "a line that does nothing", Advice: "remove it"},
+			{Kind: typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED, Message: "a privileged container"},
 		}
 	})
 	pve2.Add(909, true, 0, 1)
+	pve2.Add(910, false, 0)
+	pve2.Change(910, func(c *typev1.Container) { c.Configured.Gpus = nil })
 	pve2.Add(950, false, 1)
 	pve2.Add(951, true)
 	f := start(t, fleetFile(want(901, "0,1", ""), want(902, "0,1", ""), want(903, "1", ""), want(904, "0", ""), want(905, "1", ""),
-		want(906, "none", ""), want(907, "none", `"node": "pve2"`), want(908, "0", ""), want(909, "1", "")), pve1, pve2)
+		want(906, "none", ""), want(907, "none", `"node": "pve2"`), want(908, "0", ""), want(909, "1", ""), want(910, "none", "")), pve1, pve2)
 
 	conf := map[int32]judgement{
 		901: {State: "IN_SYNC"},
@@ -179,6 +182,9 @@ func TestGetStatus(t *testing.T) {
 			"its conf: rule for a major that is gone",
 		}},
 		909: {State: "DRIFT", Drift: []string{"its conf gives GPUs 0, 1; the fleet file assigns GPU 1"}},
+		910: {State: "DRIFT", Drift: []string{
+			"its conf gives /dev/nvidia0, /dev/nvidia-uvm, /dev/nvidia-uvm-tools, /dev/nvidiactl; the fleet file assigns no GPU",
+		}},
 	}
 	resp, err := f.Fleet.GetStatus(t.Context(), &controllerv1.GetStatusRequest{})
 	if err != nil {
@@ -209,6 +215,7 @@ func TestGetStatus(t *testing.T) {
 	add(903, "",
 		"/dev/nvidia1: absent (ENOENT)", "/dev/nvidia-uvm: absent (ENOENT)", "/dev/nvidia-uvm-tools: absent (ENOENT)", "/dev/nvidiactl: absent (ENOENT)")
 	add(905, "it does not run: its state is stopped")
+	add(910, "it does not run: its state is stopped")
 	add(908, "",
 		"/dev/nvidiactl was not probed: the node does not know it; look at phoenix-cli devices",
 		"/dev/nvidia-uvm was not probed: the node does not know it; look at phoenix-cli devices",
@@ -244,7 +251,7 @@ func TestGetStatusWithNodeDown(t *testing.T) {
 	pve1, pve2 := &nodetest.Agent{Name: "pve1", GPUs: 1}, &nodetest.Agent{Name: "pve2", GPUs: 1}
 	pve1.Add(901, true, 0)
 	pve2.Add(902, true)
-	f := start(t, fleetFile(want(901, "0", ""), want(902, "0", "")), pve1, pve2)
+	f := start(t, fleetFile(want(901, "0", ""), want(902, "0", ""), want(903, "0", `"node": "pve1"`), want(904, "0", `"node": "pve2"`)), pve1, pve2)
 	pve2.Stop()
 	resp, err := f.Fleet.GetStatus(t.Context(), &controllerv1.GetStatusRequest{Probe: true})
 	if err != nil {
@@ -253,6 +260,8 @@ func TestGetStatusWithNodeDown(t *testing.T) {
 	want := map[int32]judgement{
 		901: {State: "IN_SYNC"},
 		902: {State: "UNKNOWN", Drift: []string{"no node that answers has it; pve2 did not answer"}},
+		903: {State: "MISSING", Drift: []string{"no node has it; create it, or take it out of the fleet file"}},
+		904: {State: "UNKNOWN", Drift: []string{"no node that answers has it; pve2 did not answer"}},
 	}
 	if diff := cmp.Diff(want, judgements(resp)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

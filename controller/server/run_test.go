@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
@@ -92,6 +93,31 @@ func TestPlanWithoutConf(t *testing.T) {
 	note := "the change of the conf cannot be shown: node pve1: it is locked: backup"
 	if len(c.GetSteps()) != 4 || !slices.Contains(c.GetNotes(), note) {
 		t.Errorf("got steps %v, notes %q; want 4 steps and %q", c.GetSteps(), c.GetNotes(), note)
+	}
+}
+
+// A plan too large for one message loses confs, the last ones first, and says so.
+func TestFit(t *testing.T) {
+	const mib = 1 << 20
+	p := &controllerv1.Plan{Warnings: []string{"one"}}
+	for range 5 {
+		p.Containers = append(p.Containers, &controllerv1.ContainerPlan{ConfBefore: make([]byte, mib/2), ConfAfter: make([]byte, mib/2)})
+	}
+	p.Containers = append(p.Containers, &controllerv1.ContainerPlan{Name: "nothing to do"})
+	server.Fit(p)
+	var with []bool
+	for _, c := range p.GetContainers() {
+		with = append(with, len(c.GetConfBefore()) > 0 && len(c.GetConfAfter()) > 0)
+	}
+	if want := []bool{true, true, true, false, false, false}; !slices.Equal(with, want) {
+		t.Errorf("confs in %v, want %v", with, want)
+	}
+	warnings := []string{"one", "the changes of 2 confs do not fit into one answer and are left out; plan those CTIDs alone to see them"}
+	if diff := cmp.Diff(warnings, p.GetWarnings()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if size := proto.Size(p); size > 4*mib {
+		t.Errorf("%d bytes", size)
 	}
 }
 
