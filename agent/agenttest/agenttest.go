@@ -178,11 +178,13 @@ func (n *Node) layOut() {
 	n.MakeNode("nvidia-uvm-tools", n.options.UVMMajor, 1)
 }
 
-// attachScript stands in for lxc-attach: it runs the command on this machine. The commands of tests must be harmless.
-const attachScript = `#!/bin/sh
+// attachScript stands in for lxc-attach: it runs the command on this machine, as a child and with another interpreter than
+// the sh of most commands, by which package attach tells the two apart. The commands of tests must be harmless.
+const attachScript = `#!/bin/bash
 while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done
 shift
-exec "$@"
+"$@"
+exit $?
 `
 
 // MakeNode makes a device node in the node's /dev.

@@ -1,0 +1,185 @@
+package server_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"phoenix.internal/agent/agenttest"
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+)
+
+func execStream(t *testing.T, n *agenttest.Node) agentv1.ExecService_ExecClient {
+	t.Helper()
+	stream, err := agentv1.NewExecServiceClient(n.Dial(t)).Exec(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func send(t *testing.T, stream agentv1.ExecService_ExecClient, in *typev1.ExecInput) {
+	t.Helper()
+	if err := stream.Send(&agentv1.ExecRequest{Input: in}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func startCommand(start *typev1.ExecStart) *typev1.ExecInput {
+	return &typev1.ExecInput{Input: &typev1.ExecInput_Start{Start: start}}
+}
+
+// collect reads a stream to its end.
+func collect(stream agentv1.ExecService_ExecClient) (stdout, stderr string, exit *typev1.ExecExit, err error) {
+	var out, errOut bytes.Buffer
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return out.String(), errOut.String(), exit, nil
+		} else if err != nil {
+			return out.String(), errOut.String(), exit, err
+		}
+		out.Write(resp.GetOutput().GetStdout())
+		errOut.Write(resp.GetOutput().GetStderr())
+		if resp.GetOutput().GetExit() != nil {
+			exit = resp.GetOutput().GetExit()
+		}
+	}
+}
+
+func TestExec(t *testing.T) {
+	n := newNode(t)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("separate streams and the command's own status", func(t *testing.T) {
+		stream := execStream(t, n)
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"sh", "-c", "echo out; echo err >&2; exit 7"}}))
+		stdout, stderr, exit, err := collect(stream)
+		if stdout != "out\n" || stderr != "err\n" || exit.GetCode() != 7 || !exit.GetOutputComplete() || err != nil {
+			t.Errorf("got %q, %q, %v, %v", stdout, stderr, exit, err)
+		}
+	})
+	t.Run("stdin with its end", func(t *testing.T) {
+		stream := execStream(t, n)
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"wc", "-c"}, Stdin: true}))
+		for range 100 {
+			send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Stdin{Stdin: bytes.Repeat([]byte("x"), 32<<10)}})
+		}
+		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_StdinEnd{StdinEnd: &typev1.ExecStdinEnd{}}})
+		stdout, _, exit, err := collect(stream)
+		if strings.TrimSpace(stdout) != "3276800" || exit.GetCode() != 0 || err != nil {
+			t.Errorf("got %q, %v, %v; want 3276800 bytes", stdout, exit, err)
+		}
+	})
+	t.Run("a terminal of the given size", func(t *testing.T) {
+		stream := execStream(t, n)
+		send(t, stream, startCommand(&typev1.ExecStart{
+			Ctid: 901, Argv: []string{"stty", "size"}, Tty: true, Stdin: true, Size: &typev1.TerminalSize{Columns: 91, Rows: 17},
+		}))
+		stdout, _, exit, err := collect(stream)
+		if strings.TrimSpace(stdout) != "17 91" || exit.GetCode() != 0 || err != nil {
+			t.Errorf("got %q, %v, %v; want 17 91", stdout, exit, err)
+		}
+	})
+	t.Run("a signal", func(t *testing.T) {
+		stream := execStream(t, n)
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"sh", "-c", `trap "echo caught; exit 3" USR1; echo ready; while :; do read x || sleep 0.01; done`}}))
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(resp.GetOutput().GetStdout()) == "ready\n" {
+				break
+			}
+		}
+		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: "USR1"}}})
+		stdout, _, exit, err := collect(stream)
+		if stdout != "caught\n" || exit.GetCode() != 3 || err != nil {
+			t.Errorf("got %q, %v, %v", stdout, exit, err)
+		}
+	})
+}
+
+func TestExecRefusals(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(902, plain)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	sh := []string{"sh", "-c", "cat"}
+	for _, tc := range []struct {
+		name   string
+		inputs []*typev1.ExecInput
+		code   codes.Code
+		text   string
+	}{
+		{"no start", []*typev1.ExecInput{{Input: &typev1.ExecInput_Stdin{Stdin: []byte("x")}}},
+			codes.InvalidArgument, "input: the first message must be start"},
+		{"no command", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901})},
+			codes.InvalidArgument, "argv: 0 words given; 1 to 256 are allowed"},
+		{"NUL in an argument", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"a", "b\x00"}})},
+			codes.InvalidArgument, "argv[1]: NUL cannot be passed to a program"},
+		{"a bad variable", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Env: []string{"1A=x"}})},
+			codes.InvalidArgument, `env[0]: "1A=x" is not NAME=VALUE without control characters`},
+		{"a huge terminal", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Tty: true, Size: &typev1.TerminalSize{Columns: 65535, Rows: 1}})},
+			codes.InvalidArgument, "size.columns: 65535 is not between 1 and 4096"},
+		{"a container that does not run", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 902, Argv: sh})},
+			codes.FailedPrecondition, "CTID 902: container does not run"},
+		{"a container that is not there", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 999, Argv: sh})},
+			codes.NotFound, "conf of CTID 999: no such container on this node"},
+		{"two starts", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Stdin: true}), startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh})},
+			codes.InvalidArgument, "input: only the first message may be start"},
+		{"stdin that was not announced", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"sleep", "60"}}), {Input: &typev1.ExecInput_Stdin{Stdin: []byte("x")}}},
+			codes.InvalidArgument, "input: stdin after its end, or without start.stdin"},
+		{"an unknown signal", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Stdin: true}), {Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: "BOOM"}}}},
+			codes.InvalidArgument, `input.signal.name: "BOOM" is none of HUP, INT, QUIT, KILL, TERM, USR1, USR2, WINCH, CONT, STOP, TSTP`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			stream := execStream(t, n)
+			for _, in := range tc.inputs {
+				send(t, stream, in)
+			}
+			_, _, exit, err := collect(stream)
+			if status.Code(err) != tc.code || status.Convert(err).Message() != tc.text {
+				t.Errorf("got exit %v, %v\nwant %v: %s", exit, err, tc.code, tc.text)
+			}
+		})
+	}
+}
+
+func TestExecLimitPerContainer(t *testing.T) {
+	n := newNode(t)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	var streams []agentv1.ExecService_ExecClient
+	for range 8 {
+		stream := execStream(t, n)
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"cat"}, Stdin: true}))
+		if _, err := stream.Recv(); err != nil { // started
+			t.Fatal(err)
+		}
+		streams = append(streams, stream)
+	}
+	ninth := execStream(t, n)
+	send(t, ninth, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"true"}}))
+	if _, _, _, err := collect(ninth); status.Code(err) != codes.ResourceExhausted || reason(t, err) != "LIMIT_EXCEEDED" {
+		t.Errorf("the ninth command: %v, want LIMIT_EXCEEDED", err)
+	}
+	for _, stream := range streams {
+		if err := stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, exit, err := collect(stream); err != nil || exit.GetCode() != 0 {
+			t.Errorf("after stdin's end: %v, %v", exit, err)
+		}
+	}
+}

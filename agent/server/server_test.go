@@ -1,0 +1,412 @@
+package server_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"phoenix.internal/agent/agenttest"
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+)
+
+const plain = `arch: amd64
+hostname: trainer
+memory: 512
+ostype: debian
+rootfs: local:subvol-901-disk-0,size=8G
+unprivileged: 1
+`
+
+func newNode(t *testing.T) *agenttest.Node {
+	t.Helper()
+	n := agenttest.New(t, agenttest.Options{GPUs: 2})
+	n.PutConf(901, plain)
+	return n
+}
+
+func gpu(index int32) *typev1.GpuSelector {
+	return &typev1.GpuSelector{Gpu: &typev1.GpuSelector_Index{Index: index}}
+}
+
+func setGPUs(indexes ...int32) *agentv1.ConfOperation {
+	op := &agentv1.SetPassthrough{Mode: typev1.PassthroughMode_PASSTHROUGH_MODE_RAW}
+	for _, i := range indexes {
+		op.Gpus = append(op.Gpus, gpu(i))
+	}
+	return &agentv1.ConfOperation{Operation: &agentv1.ConfOperation_SetPassthrough{SetPassthrough: op}}
+}
+
+// No plaintext, no older TLS, nobody without a client certificate of our authority.
+func TestHandshake(t *testing.T) {
+	n := newNode(t)
+	foreign := agenttest.NewCA(t)
+	good := n.CA.ClientTLS(t, "tester", n.Name)
+	tests := []struct {
+		name string
+		cfg  func() *tls.Config
+		ok   bool
+	}{
+		{"our client", func() *tls.Config { return good.Clone() }, true},
+		{"TLS 1.2", func() *tls.Config {
+			c := good.Clone()
+			c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+			return c
+		}, false},
+		{"no certificate", func() *tls.Config { c := good.Clone(); c.Certificates = nil; return c }, false},
+		{"certificate of another authority", func() *tls.Config {
+			c := good.Clone()
+			c.Certificates = foreign.ClientTLS(t, "tester", n.Name).Certificates
+			return c
+		}, false},
+		{"certificate of a server", func() *tls.Config {
+			c := good.Clone()
+			c.Certificates = agenttest.LoadTLS(t, n.CA.Issue(t, "pve9", agenttest.Server), n.Name).Certificates
+			return c
+		}, false},
+		{"client that expects another node", func() *tls.Config { c := good.Clone(); c.ServerName = "pve9"; return c }, false},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			conn := agenttest.Dial(t, n.Address, tc.cfg())
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, err := agentv1.NewNodeServiceClient(conn).GetNode(ctx, &agentv1.GetNodeRequest{})
+			if tc.ok != (err == nil) {
+				t.Errorf("got %v, want success %v", err, tc.ok)
+			}
+			if !tc.ok && status.Code(err) != codes.Unavailable {
+				t.Errorf("code %v, want Unavailable: no handler may have answered", status.Code(err))
+			}
+		})
+	}
+	t.Run("plaintext", func(t *testing.T) {
+		conn, err := net.Dial("tcp", n.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := io.ReadAll(conn)
+		if strings.Contains(string(got), "\x00\x00\x00\x04") {
+			t.Errorf("the server spoke HTTP/2 without TLS: %q", got)
+		}
+	})
+}
+
+func TestHealthAndReflection(t *testing.T) {
+	conn := newNode(t).Dial(t)
+	services := []string{
+		"phoenix.agent.v1.ContainerService", "phoenix.agent.v1.DeviceService",
+		"phoenix.agent.v1.ExecService", "phoenix.agent.v1.NodeService",
+	}
+	for _, service := range append([]string{""}, services...) {
+		resp, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{Service: service})
+		if err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("health of %q: %v, %v; want SERVING", service, resp.GetStatus(), err)
+		}
+	}
+	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = stream.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range resp.GetListServicesResponse().GetService() {
+		if strings.HasPrefix(s.GetName(), "phoenix.") {
+			got = append(got, s.GetName())
+		}
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff(services, got); diff != "" {
+		t.Errorf("reflected services (-want +got):\n%s", diff)
+	}
+}
+
+// reason is the reason in an error's details.
+func reason(t *testing.T, err error) string {
+	t.Helper()
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			if info.GetDomain() != "phoenix.internal" {
+				t.Errorf("domain %q", info.GetDomain())
+			}
+			if _, ok := errorv1.Reason_value["REASON_"+info.GetReason()]; !ok {
+				t.Errorf("reason %q is not in the enum", info.GetReason())
+			}
+			return info.GetReason()
+		}
+	}
+	t.Errorf("%v has no ErrorInfo", err)
+	return ""
+}
+
+func TestRefusals(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(902, "lock: backup\n"+plain)
+	n.PutConf(903, "template: 1\n"+plain)
+	conn := n.Dial(t)
+	containers, devices := agentv1.NewContainerServiceClient(conn), agentv1.NewDeviceServiceClient(conn)
+	ctx := t.Context()
+	patch := func(ctid int32, digest string, ops ...*agentv1.ConfOperation) error {
+		_, err := containers.PatchConf(ctx, &agentv1.PatchConfRequest{Ctid: ctid, Digest: digest, Operations: ops})
+		return err
+	}
+	restart := func(req *agentv1.RestartRequest) error {
+		stream, err := containers.Restart(ctx, req)
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	for _, tc := range []struct {
+		name   string
+		err    error
+		code   codes.Code
+		reason string
+		text   string
+	}{
+		{"CTID too small", patch(99, "", setGPUs(0)), codes.InvalidArgument, "INVALID_FIELD",
+			"ctid: 99 is not between 100 and 999999999"},
+		{"no operation", patch(901, ""), codes.InvalidArgument, "INVALID_FIELD",
+			"operations: 0 given; 1 to 64 are allowed"},
+		{"an empty operation", patch(901, "", &agentv1.ConfOperation{}), codes.InvalidArgument, "INVALID_FIELD",
+			"operations[0]: has no operation"},
+		{"no mode", patch(901, "", &agentv1.ConfOperation{Operation: &agentv1.ConfOperation_SetPassthrough{
+			SetPassthrough: &agentv1.SetPassthrough{}}}), codes.InvalidArgument, "INVALID_FIELD",
+			"operations[0].set_passthrough.mode: must be RAW or NATIVE"},
+		{"no digest", patch(901, "x", setGPUs(0)), codes.InvalidArgument, "INVALID_FIELD",
+			`digest: "x" is no SHA-1 in lower-case hex`},
+		{"a stale digest", patch(901, strings.Repeat("0", 40), setGPUs(0)), codes.Aborted, "DIGEST_MISMATCH", ""},
+		{"no such container", patch(999, "", setGPUs(0)), codes.NotFound, "CONTAINER_NOT_FOUND", ""},
+		{"a locked container", patch(902, "", setGPUs(0)), codes.FailedPrecondition, "CONTAINER_LOCKED", ""},
+		{"no such GPU", patch(901, "", setGPUs(3)), codes.FailedPrecondition, "GPU_NOT_FOUND", "edit conf of CTID 901: no GPU 3; the node has 0, 1"},
+		{"a hook", patch(901, "", &agentv1.ConfOperation{Operation: &agentv1.ConfOperation_SetLxcOption{
+			SetLxcOption: &agentv1.SetLxcOption{Key: "lxc.hook.pre-start", Value: "/x"}}}),
+			codes.FailedPrecondition, "LXC_OPTION_NOT_ALLOWED", ""},
+		{"a property that Phoenix does not set", patch(901, "", &agentv1.ConfOperation{Operation: &agentv1.ConfOperation_SetProperty{
+			SetProperty: &agentv1.SetProperty{Key: "rootfs", Value: "x"}}}), codes.InvalidArgument, "PROPERTY_NOT_ALLOWED", ""},
+		{"restart of a template", restart(&agentv1.RestartRequest{Ctid: 903}), codes.FailedPrecondition, "CONTAINER_IS_TEMPLATE", ""},
+		{"restart of another instance", restart(&agentv1.RestartRequest{Ctid: 901, Instance: "gone"}),
+			codes.Aborted, "INSTANCE_CHANGED", "CTID 901 stopped since it was looked at"},
+		{"restart with a negative timeout", restart(&agentv1.RestartRequest{Ctid: 901, Timeout: durationpb.New(-time.Second)}),
+			codes.InvalidArgument, "INVALID_FIELD", "timeout: -1s is not between 0 s and 10m0s"},
+		{"probe of a stopped container", second(containers.Probe(ctx, &agentv1.ProbeRequest{Ctid: 901})),
+			codes.FailedPrecondition, "CONTAINER_NOT_RUNNING", "CTID 901: container does not run"},
+		{"no such revision", second(containers.GetRevision(ctx, &agentv1.GetRevisionRequest{Ctid: 901, Revision: 7})),
+			codes.NotFound, "REVISION_NOT_FOUND", "CTID 901 has no revision 7"},
+		{"no GPU to prepare", second(devices.PrepareDevices(ctx, &agentv1.PrepareDevicesRequest{})),
+			codes.InvalidArgument, "INVALID_FIELD", "gpus: at least one is required"},
+		{"a GPU that is not named", second(devices.PrepareDevices(ctx, &agentv1.PrepareDevicesRequest{Gpus: []*typev1.GpuSelector{{}}})),
+			codes.InvalidArgument, "INVALID_FIELD", "gpus[0]: names no GPU; set index, uuid or pci_address"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if status.Code(tc.err) != tc.code {
+				t.Fatalf("got %v, want code %v", tc.err, tc.code)
+			}
+			if got := reason(t, tc.err); got != tc.reason {
+				t.Errorf("reason %s, want %s", got, tc.reason)
+			}
+			if got := status.Convert(tc.err).Message(); tc.text != "" && got != tc.text {
+				t.Errorf("message\n %s\nwant\n %s", got, tc.text)
+			}
+		})
+	}
+	if diff := cmp.Diff(plain, n.Conf(901)); diff != "" {
+		t.Errorf("a refused call changed the conf:\n%s", diff)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestPatchRestartProbe(t *testing.T) {
+	n := newNode(t)
+	conn := n.Dial(t)
+	containers := agentv1.NewContainerServiceClient(conn)
+	ctx := t.Context()
+	if err := n.Runtime.Start(ctx, 901); err != nil {
+		t.Fatal(err)
+	}
+	patched, err := containers.PatchConf(ctx, &agentv1.PatchConfRequest{
+		Ctid: 901, RequestId: "run-1", Operations: []*agentv1.ConfOperation{setGPUs(1)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !patched.GetChanged() || string(patched.GetBefore()) != plain || string(patched.GetAfter()) != n.Conf(901) {
+		t.Errorf("patched: %v", patched)
+	}
+	list, err := containers.ListContainers(ctx, &agentv1.ListContainersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := list.GetContainers()[0]
+	if !c.GetRestartPending() || len(c.GetConfigured().GetGpus()) != 1 || c.GetConfigured().GetGpus()[0].GetIndex() != 1 ||
+		len(c.GetEffective().GetGpus()) != 0 || c.GetDigest() != patched.GetDigest() {
+		t.Errorf("after the patch: %v", c)
+	}
+
+	stream, err := containers.Restart(ctx, &agentv1.RestartRequest{Ctid: 901, Instance: c.GetInstance()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *typev1.RestartProgress
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		last = resp.GetProgress()
+	}
+	if last.GetPhase() != typev1.RestartPhase_RESTART_PHASE_RUNNING || last.GetContainer().GetRestartPending() ||
+		last.GetContainer().GetInstance() == c.GetInstance() {
+		t.Errorf("last message of the restart: %v", last)
+	}
+
+	probed, err := containers.Probe(ctx, &agentv1.ProbeRequest{Ctid: 901})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]typev1.ProbeOutcome)
+	for _, r := range probed.GetResults() {
+		got[r.GetPath()] = r.GetOutcome()
+	}
+	want := map[string]typev1.ProbeOutcome{
+		"/dev/nvidia0":          typev1.ProbeOutcome_PROBE_OUTCOME_ABSENT,
+		"/dev/nvidia1":          typev1.ProbeOutcome_PROBE_OUTCOME_OPENED,
+		"/dev/nvidia-modeset":   typev1.ProbeOutcome_PROBE_OUTCOME_ABSENT,
+		"/dev/nvidia-uvm":       typev1.ProbeOutcome_PROBE_OUTCOME_OPENED,
+		"/dev/nvidia-uvm-tools": typev1.ProbeOutcome_PROBE_OUTCOME_OPENED,
+		"/dev/nvidiactl":        typev1.ProbeOutcome_PROBE_OUTCOME_OPENED,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("probe (-want +got):\n%s", diff)
+	}
+
+	devices, err := agentv1.NewDeviceServiceClient(conn).ListDevices(ctx, &agentv1.ListDevicesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gpus := devices.GetDevices().GetGpus(); len(gpus) != 2 || !slices.Equal(gpus[1].GetCtids(), []int32{901}) || len(gpus[0].GetCtids()) != 0 {
+		t.Errorf("devices: %v", gpus)
+	}
+
+	revisions, err := containers.ListRevisions(ctx, &agentv1.ListRevisionsRequest{Ctid: 901})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours *typev1.Revision
+	for _, r := range revisions.GetRevisions() {
+		if r.GetWho() == "tester" {
+			ours = r
+		}
+	}
+	if ours.GetWhy() != "patch for run-1" || ours.GetReplacedByDigest() != patched.GetDigest() {
+		t.Errorf("revision: %v", ours)
+	}
+	if _, err := containers.RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{Ctid: 901, Revision: ours.GetRevision()}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(plain, n.Conf(901)); diff != "" {
+		t.Errorf("restored conf (-want +got):\n%s", diff)
+	}
+}
+
+// A dry run needs neither the lock nor the device nodes, and says what the real call would write.
+func TestPatchConfDryRun(t *testing.T) {
+	n := newNode(t)
+	resp, err := agentv1.NewContainerServiceClient(n.Dial(t)).PatchConf(t.Context(), &agentv1.PatchConfRequest{
+		Ctid: 901, DryRun: true, Operations: []*agentv1.ConfOperation{setGPUs(0)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !resp.GetChanged() || !strings.Contains(string(resp.GetAfter()), "lxc.mount.entry: /dev/nvidia0 ") || resp.GetRevision() != 0 {
+		t.Errorf("dry run: %v", resp)
+	}
+	if diff := cmp.Diff(plain, n.Conf(901)); diff != "" {
+		t.Errorf("the dry run wrote:\n%s", diff)
+	}
+}
+
+func TestPrepareDevicesMakesMissingNodes(t *testing.T) {
+	n := newNode(t)
+	n.RemoveNode("nvidia-uvm")
+	n.RemoveNode("nvidia1")
+	devices := agentv1.NewDeviceServiceClient(n.Dial(t))
+	req := &agentv1.PrepareDevicesRequest{Gpus: []*typev1.GpuSelector{gpu(1)}}
+	resp, err := devices.PrepareDevices(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"/dev/nvidia-uvm", "/dev/nvidia1"}, resp.GetCreatedPaths()); diff != "" {
+		t.Errorf("created (-want +got):\n%s", diff)
+	}
+	if resp, err = devices.PrepareDevices(t.Context(), req); err != nil || len(resp.GetCreatedPaths()) != 0 {
+		t.Errorf("a second call: %v, %v; want nothing created", resp.GetCreatedPaths(), err)
+	}
+}
+
+func TestWatchEvents(t *testing.T) {
+	n := newNode(t)
+	stream, err := agentv1.NewNodeServiceClient(n.Dial(t)).WatchEvents(t.Context(), &agentv1.WatchEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func() *agentv1.WatchEventsResponse {
+		t.Helper()
+		e, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	if e := next(); e.GetContainer().GetCtid() != 901 {
+		t.Errorf("first event %v, want CTID 901", e)
+	}
+	if e := next(); e.GetDevices().GetNode() != "pve1" {
+		t.Errorf("second event %v, want the devices", e)
+	}
+	if e := next(); e.GetSynced() == nil {
+		t.Errorf("third event %v, want synced", e)
+	}
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	if e := next(); e.GetContainer().GetState() != typev1.ContainerState_CONTAINER_STATE_RUNNING {
+		t.Errorf("event after the start: %v", e)
+	}
+	n.Stop()
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("end of the agent: %v, want Unavailable", err)
+	}
+}
