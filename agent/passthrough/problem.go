@@ -121,7 +121,7 @@ func (c *conf) ruleMissing(path string, line int) (Problem, bool) {
 		return Problem{}, false
 	}
 	with := append(slices.Clone(c.lines), RuleLine{Value: Rule{'c', n.Major, n.Minor, "rwm"}.String()})
-	if !Allowed(with, c.unprivileged, n.Major, n.Minor) {
+	if c.ruleOf(n) >= 0 || !Allowed(with, c.unprivileged, n.Major, n.Minor) {
 		return Problem{RuleMissing, fmt.Sprintf("a %s line denies %s", denyKey, path), line, "remove that line"}, true
 	}
 	return Problem{RuleMissing, fmt.Sprintf("no rule allows %s (%d:%d)", path, n.Major, n.Minor), line, ""}, true
@@ -177,6 +177,10 @@ func (c *conf) ruleProblems() []Problem {
 	for _, e := range c.broad {
 		all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows NVIDIA devices among all others", e.Value), e.Line,
 			"replace it by one rule for each device that the container needs"})
+	}
+	for _, e := range c.strange {
+		all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for another driver%s", e.Value, c.uvmMajor()), e.Line,
+			"remove it if it was meant for nvidia-uvm"})
 	}
 	return all
 }

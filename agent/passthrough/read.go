@@ -18,6 +18,8 @@ type conf struct {
 	rules        []rule // allow rules, cgroup v1 ones too
 	devices      []device
 	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
+	strange      []pveconf.Entry // wildcard rules for another driver that may have been meant for nvidia-uvm
+	otherDevices bool            // devices that are not NVIDIA's are given too
 	lines        []RuleLine
 	uvm          bool // nvidia-uvm is about to be given
 }
@@ -90,6 +92,8 @@ func (c *conf) readDevice(e pveconf.Entry) {
 	}
 	if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
 		c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite, broken: err != nil})
+	} else {
+		c.otherDevices = true
 	}
 }
 
@@ -120,6 +124,7 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 		m.target = path.Clean("/" + fields[1])
 	}
 	if !nvidiaPath.MatchString(m.source) && !nvidiaPath.MatchString(m.target) {
+		c.otherDevices = c.otherDevices || strings.HasPrefix(m.source, "/dev/")
 		return
 	}
 	var options []string
@@ -178,6 +183,9 @@ func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
 	case c.stale(r.rule):
 		r.stale = true
 	default:
+		if e.Key == allowKey && dynamic(r.rule.Major) && r.rule.Minor < 0 && c.givesUVM() && !c.otherDevices {
+			c.strange = append(c.strange, e)
+		}
 		return
 	}
 	switch {

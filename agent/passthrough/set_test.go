@@ -1,6 +1,11 @@
 package passthrough_test
 
 import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -8,6 +13,8 @@ import (
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pveconf"
 )
+
+var update = flag.Bool("update", false, "rewrite the files after in testdata/set")
 
 // node2 has two GPUs whose minors are swapped against their order on the PCI bus, and every device node.
 var node2 = passthrough.Inventory{
@@ -23,47 +30,77 @@ var node2 = passthrough.Inventory{
 	Majors: map[string]int{"mem": 1, "nvidia": 195, "drm": 226, "nvidia-caps": 236, "aux": 243, "nvidia-uvm": 511},
 }
 
+// A setCase is one file of testdata/set: a comment with "minors: 0 1" and "mode: raw", and the confs before
+// and after.
+type setCase struct {
+	comment       string
+	minors        []int
+	mode          passthrough.Mode
+	before, after string
+}
+
+func readCase(t testing.TB, path string) setCase {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := setCase{mode: -1}
+	var ok bool
+	if c.comment, c.before, ok = strings.Cut(string(b), "-- before --\n"); !ok {
+		t.Fatalf("%s has no before", path)
+	}
+	if c.before, c.after, ok = strings.Cut(c.before, "-- after --\n"); !ok {
+		t.Fatalf("%s has no after", path)
+	}
+	for line := range strings.SplitSeq(c.comment, "\n") {
+		key, value, _ := strings.Cut(line, ":")
+		switch key {
+		case "minors":
+			for _, s := range strings.Fields(value) {
+				n, err := strconv.Atoi(s)
+				if err != nil {
+					t.Fatalf("%s: %v", path, err)
+				}
+				c.minors = append(c.minors, n)
+			}
+		case "mode":
+			for _, m := range []passthrough.Mode{passthrough.ModeNone, passthrough.ModeRaw, passthrough.ModeNative} {
+				if m.String() == strings.TrimSpace(value) {
+					c.mode = m
+				}
+			}
+		}
+	}
+	if c.mode < 0 {
+		t.Fatalf("%s: no mode", path)
+	}
+	return c
+}
+
+// TestSet edits the confs of testdata/set on node2. Each after is reviewed as code.
 func TestSet(t *testing.T) {
-	f := pveconf.Parse([]byte("arch: amd64\nmemory: 512\nunprivileged: 1\n\n[snap]\narch: amd64\n"))
-	if err := passthrough.Set(f, node2, []int{1}, passthrough.ModeRaw); err != nil {
-		t.Fatal(err)
+	paths, err := filepath.Glob("testdata/set/*.txt")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases in testdata/set: %v", err)
 	}
-	want := `arch: amd64
-memory: 512
-unprivileged: 1
-lxc.cgroup2.devices.allow: c 195:1 rwm
-lxc.cgroup2.devices.allow: c 195:255 rwm
-lxc.cgroup2.devices.allow: c 511:0 rwm
-lxc.cgroup2.devices.allow: c 511:1 rwm
-lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,optional,create=file
-lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind,optional,create=file
-lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file
-lxc.mount.entry: /dev/nvidia-uvm-tools dev/nvidia-uvm-tools none bind,optional,create=file
-
-[snap]
-arch: amd64
-`
-	if diff := cmp.Diff(want, string(f.Bytes())); diff != "" {
-		t.Errorf("raw, GPU of minor 1 (-want +got):\n%s", diff)
-	}
-	if _, problems := passthrough.Of(f, node2); problems != nil {
-		t.Errorf("problems of our own form: %v", problems)
-	}
-	if err := passthrough.Set(f, node2, []int{0}, passthrough.ModeNative); err != nil {
-		t.Fatal(err)
-	}
-	want = `arch: amd64
-dev0: /dev/nvidia0,mode=0666
-dev1: /dev/nvidiactl,mode=0666
-dev2: /dev/nvidia-uvm,mode=0666
-dev3: /dev/nvidia-uvm-tools,mode=0666
-memory: 512
-unprivileged: 1
-
-[snap]
-arch: amd64
-`
-	if diff := cmp.Diff(want, string(f.Bytes())); diff != "" {
-		t.Errorf("native, GPU of minor 0 (-want +got):\n%s", diff)
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
+			c := readCase(t, path)
+			f := pveconf.Parse([]byte(c.before))
+			if err := passthrough.Set(f, node2, c.minors, c.mode); err != nil {
+				t.Fatal(err)
+			}
+			got := string(f.Bytes())
+			if *update {
+				if err := os.WriteFile(path, []byte(c.comment+"-- before --\n"+c.before+"-- after --\n"+got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(c.after, got); diff != "" {
+				t.Errorf("Set %v %v of\n%s(-want +got):\n%s", c.minors, c.mode, c.before, diff)
+			}
+		})
 	}
 }
