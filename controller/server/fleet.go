@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
@@ -64,11 +65,12 @@ func (s *fleetService) GetStatus(ctx context.Context, req *controllerv1.GetStatu
 	if err != nil {
 		return nil, err
 	}
+	runs := s.Engine.Active()
 	found, unreachable, err := s.containers(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	runs := s.Engine.Active()
+	maps.Copy(runs, s.Engine.Active()) // what a run was changing at the time of the look is no drift either
 	resp := &controllerv1.GetStatusResponse{Unreachable: unreachable}
 	for _, c := range wanted {
 		here := having(found, c.CTID)

@@ -3,11 +3,17 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"phoenix.internal/controller/pki/pkitest"
 )
 
 // TestMain makes the test's own binary the program under test.
@@ -53,5 +59,49 @@ func TestExitStatus(t *testing.T) {
 				t.Errorf("%q: exit %d, stdout %q, stderr %q\nwant %d, %q, %q", tt.args, code, &stdout, &stderr, tt.code, tt.stdout, tt.stderr)
 			}
 		})
+	}
+}
+
+// The daemon tells systemd that it is ready, and ends well when it is told to.
+func TestTerminate(t *testing.T) {
+	dir := t.TempDir()
+	files := pkitest.NewCA(t, "test CA").Issue(t, pkitest.Leaf{Name: "phoenix-controller"})
+	config := filepath.Join(dir, "controller.yaml")
+	yaml := fmt.Sprintf(`
+listen: 127.0.0.1:0
+tls: {cert_file: %q, key_file: %q, ca_file: %q}
+nodes: [{name: pve1, address: "127.0.0.1:1"}]
+state_dir: %q
+`, files.CertFile, files.KeyFile, files.CAFile, filepath.Join(dir, "state"))
+	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "--config", config)
+	cmd.Env = append(os.Environ(), "PHOENIX_TEST_MAIN=1", "NOTIFY_SOCKET="+socket)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := systemd.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	n, readErr := systemd.Read(b)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v; stderr:\n%s", err, &stderr)
+	}
+	if readErr != nil || string(b[:n]) != "READY=1" {
+		t.Errorf("systemd heard %q, %v; want READY=1; stderr:\n%s", b[:n], readErr, &stderr)
 	}
 }
