@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"regexp"
@@ -17,7 +18,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
@@ -154,47 +154,39 @@ func TestHealthWhileStopping(t *testing.T) {
 	}
 }
 
+// Both versions have the same messages; grpcurl still speaks the older one where a server has it.
 func TestReflection(t *testing.T) {
 	f := start(t, "")
-	t.Run("v1", func(t *testing.T) {
-		s, err := reflectionv1.NewServerReflectionClient(f.conn).ServerReflectionInfo(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Send(&reflectionv1.ServerReflectionRequest{
-			MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{},
-		}); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := s.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, s := range resp.GetListServicesResponse().GetService() {
-			got = append(got, s.GetName())
-		}
-		if !slices.Equal(got, services) {
-			t.Errorf("got %q, want %q", got, services)
-		}
-	})
-	t.Run("v1alpha", func(t *testing.T) {
-		s, err := reflectionv1alpha.NewServerReflectionClient(f.conn).ServerReflectionInfo(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Send(&reflectionv1alpha.ServerReflectionRequest{
-			MessageRequest: &reflectionv1alpha.ServerReflectionRequest_FileContainingSymbol{
+	for _, version := range []string{"v1", "v1alpha"} {
+		t.Run(version, func(t *testing.T) {
+			s, err := f.conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+				"/grpc.reflection."+version+".ServerReflection/ServerReflectionInfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ask := func(req *reflectionv1.ServerReflectionRequest) *reflectionv1.ServerReflectionResponse {
+				resp := &reflectionv1.ServerReflectionResponse{}
+				if err := errors.Join(s.SendMsg(req), s.RecvMsg(resp)); err != nil {
+					t.Fatal(err)
+				}
+				return resp
+			}
+			list := ask(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+			var got []string
+			for _, s := range list.GetListServicesResponse().GetService() {
+				got = append(got, s.GetName())
+			}
+			if !slices.Equal(got, services) {
+				t.Errorf("got %q, want %q", got, services)
+			}
+			file := ask(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_FileContainingSymbol{
 				FileContainingSymbol: "phoenix.controller.v1.FleetService.ValidateFleet",
-			},
-		}); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := s.Recv()
-		if err != nil || len(resp.GetFileDescriptorResponse().GetFileDescriptorProto()) == 0 {
-			t.Errorf("got %v, %v; want the file", resp, err)
-		}
-	})
+			}})
+			if len(file.GetFileDescriptorResponse().GetFileDescriptorProto()) == 0 {
+				t.Errorf("got %v, want the file", file)
+			}
+		})
+	}
 }
 
 func TestMessageLimits(t *testing.T) {
