@@ -296,10 +296,12 @@ func (c *conf) entries(s pveconf.Section) []int {
 
 // list writes line numbers for a message.
 func list(lines []int) string {
-	var b strings.Builder
+	numbers := make([]string, len(lines))
 	for i, n := range lines {
-		b.WriteString(map[bool]string{true: "line ", false: ", "}[i == 0])
-		b.WriteString(strconv.Itoa(n))
+		numbers[i] = strconv.Itoa(n)
 	}
-	return b.String()
+	if len(numbers) == 1 {
+		return "line " + numbers[0]
+	}
+	return "lines " + strings.Join(numbers, ", ")
 }
