@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -122,6 +123,17 @@ func TestContainer(t *testing.T) {
 	if got, want := pve2.Calls(), []string{"RestoreRevision 901", "Probe 901", "Restart 901"}; !slices.Equal(got, want) {
 		t.Errorf("calls %q, want %q", got, want)
 	}
+}
+
+func TestAnswerLimit(t *testing.T) {
+	pve1 := &nodetest.Agent{Name: "pve1", Probed: func(*typev1.Container) []*typev1.ProbeResult {
+		return []*typev1.ProbeResult{{Message: strings.Repeat("x", 4<<20)}}
+	}}
+	pve1.Add(901, true)
+	f := start(t, "", pve1)
+	_, err := f.Containers.Probe(t.Context(), &controllerv1.ProbeRequest{Ctid: 901})
+	wantReason(t, "answer of more than 4 MiB", err, codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED,
+		map[string]string{"limit": "bytes in the answer", "max": "4194304"})
 }
 
 // Each call that names a container fails alike if it is not there, and passes on what the agent says.
@@ -311,6 +323,34 @@ func TestExecEndsBeforeStdin(t *testing.T) {
 	}
 	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after exit: %v, want the end", err)
+	}
+}
+
+// Output that the caller does not read stays with the agent: the windows fill, and its Send waits.
+func TestExecUnread(t *testing.T) {
+	const size = 32 << 10
+	sent := make(chan int, 1)
+	pve1 := &nodetest.Agent{Name: "pve1", OnExec: func(s agentv1.ExecService_ExecServer) error {
+		n := 0
+		for s.Send(&agentv1.ExecResponse{Output: &typev1.ExecOutput{Output: &typev1.ExecOutput_Stdout{Stdout: make([]byte, size)}}}) == nil {
+			n += size
+		}
+		sent <- n
+		return s.Context().Err()
+	}}
+	pve1.Add(901, true)
+	f := start(t, "", pve1)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // the agent runs as far as it can until then
+	defer cancel()
+	s, err := f.Containers.Exec(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(command(901)); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-sent; n < 128<<10 || n > 1<<20 {
+		t.Errorf("the agent could send %d KiB, want 128 to 1024", n>>10)
 	}
 }
 

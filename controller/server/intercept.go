@@ -54,8 +54,10 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 			ctx, cancel = context.WithTimeout(ctx, unaryTimeout)
 			defer cancel()
 		}
-		resp, err = h(ctx, req)
-		return err
+		if resp, err = h(ctx, req); err != nil {
+			return err
+		}
+		return checkAnswer(resp)
 	})
 	return resp, err
 }
@@ -79,6 +81,13 @@ func (s *guardedStream) RecvMsg(m any) error {
 		return err
 	}
 	return checkSize(s.method, m)
+}
+
+func (s *guardedStream) SendMsg(m any) error {
+	if err := checkAnswer(m); err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 func (g guard) around(ctx context.Context, method string, call func(context.Context) error) (err error) {
@@ -145,6 +154,14 @@ func checkSize(method string, m any) error {
 	}
 	if m, ok := m.(proto.Message); ok && proto.Size(m) > maxReceiveBytes {
 		return &LimitError{Limit: "bytes in a message", Max: maxReceiveBytes}
+	}
+	return nil
+}
+
+// checkAnswer refuses what the transport would refuse without a reason.
+func checkAnswer(m any) error {
+	if m, ok := m.(proto.Message); ok && proto.Size(m) > maxSendBytes {
+		return &LimitError{Limit: "bytes in the answer", Max: maxSendBytes}
 	}
 	return nil
 }
