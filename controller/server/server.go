@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"time"
@@ -104,5 +105,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, grace time.Duration)
 		s.grpc.Stop()
 		<-graceful
 	}
-	return <-served
+	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+		return err
+	}
+	return nil
 }

@@ -344,3 +344,20 @@ func TestLogLine(t *testing.T) {
 		}
 	}
 }
+
+// A server that is told to stop before it has begun just stops.
+func TestStopAtOnce(t *testing.T) {
+	ca := pkitest.NewCA(t, "test CA")
+	own := load(t, ca.Issue(t, pkitest.Leaf{Name: client.ServerName}), pki.Serve)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.New(server.API{}, own.Server()).Serve(ctx, l, time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
