@@ -126,7 +126,7 @@ func (s *Sandbox) writePKI() error {
 	}
 	const serve, call = x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth
 	local := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-	if err := ca.issue(s.PKI("controller"), "phoenix-controller", []string{"phoenix-controller", "localhost"}, local, serve, call); err != nil {
+	if err := ca.issue(s.PKI("controller"), ControllerName, []string{ControllerName, "localhost"}, local, serve, call); err != nil {
 		return err
 	}
 	if err := ca.issue(s.PKI("cli"), "phoenix-cli", nil, nil, call); err != nil {

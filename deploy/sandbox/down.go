@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +32,8 @@ func Down(ctx context.Context, dir string, out io.Writer) (found bool, err error
 	if s, err := Load(dir); err == nil {
 		d.sandbox = s
 	}
-	for _, step := range []func() error{d.processes, d.network, d.mounts, d.cliConfig, d.files, d.check} {
+	defer d.closeNamespaces()
+	for _, step := range []func() error{d.openNamespaces, d.processes, d.network, d.mounts, d.cliConfig, d.files, d.check} {
 		err = errors.Join(err, step())
 	}
 	return d.found, err
@@ -45,11 +45,41 @@ type takedown struct {
 	out     io.Writer
 	sandbox *Sandbox // nil: none, or only half a one
 	found   bool
+	// namespaces are the nodes' mount namespaces by node. They are kept open until the end, or the kernel could give
+	// their numbers to others.
+	namespaces map[string]*os.File
 }
 
 func (d *takedown) tell(format string, args ...any) {
 	d.found = true
 	fmt.Fprintf(d.out, format+"\n", args...)
+}
+
+func (d *takedown) openNamespaces() error {
+	d.namespaces = map[string]*os.File{}
+	if d.sandbox == nil {
+		return nil
+	}
+	group, err := cgroupOf(d.name)
+	if err != nil {
+		return err
+	}
+	for _, n := range d.sandbox.Nodes {
+		pids, err := group.sub(n.Name, "holder").pids()
+		if err != nil || len(pids) == 0 {
+			continue // it died: nobody can tell its namespace from a later one of the same number
+		}
+		if f, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pids[0])); err == nil {
+			d.namespaces[n.Name] = f
+		}
+	}
+	return nil
+}
+
+func (d *takedown) closeNamespaces() {
+	for _, f := range d.namespaces {
+		f.Close()
+	}
 }
 
 func (d *takedown) processes() error {
@@ -183,26 +213,23 @@ func (d *takedown) check() error {
 // strayProcesses finds processes that are in a node's mount namespace without being of the sandbox: a
 // person's shell, say. They are not ended.
 func (d *takedown) strayProcesses() []error {
-	if d.sandbox == nil {
-		return nil
-	}
 	var left []error
-	entries, err := os.ReadDir("/proc")
+	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return []error{err}
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+	for node, namespace := range d.namespaces {
+		own, err := namespace.Stat()
 		if err != nil {
-			continue
+			return []error{err}
 		}
-		info, err := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-		if err != nil {
-			continue // it ended
-		}
-		for _, n := range d.sandbox.Nodes {
-			if info.Sys().(*syscall.Stat_t).Ino == n.MountNS && n.MountNS != 0 {
-				left = append(left, fmt.Errorf("process %d, which the sandbox did not start, is still in node %s", pid, n.Name))
+		for _, p := range processes {
+			pid, err := strconv.Atoi(p.Name())
+			if err != nil {
+				continue
+			}
+			if its, err := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil && os.SameFile(own, its) {
+				left = append(left, fmt.Errorf("process %d, which the sandbox did not start, is still in node %s", pid, node))
 			}
 		}
 	}

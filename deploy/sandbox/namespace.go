@@ -26,15 +26,38 @@ const inside = "/run/sandbox"
 // namespaces and in the node's cgroup; the calling goroutine must be on the process's main thread.
 //
 // It reads a line from in when its network interface is there, and writes a line to out when it is done:
-// "ready", or what went wrong.
-func HoldNode(s *Sandbox, name string, in io.Reader, out io.Writer) error {
+// "ready", or what went wrong. When the process while has ended, it ends everything in the node.
+func HoldNode(s *Sandbox, name string, while int, in io.Reader, out io.Writer) error {
 	err := holdNode(s, name, in)
 	if err != nil {
 		fmt.Fprintln(out, err)
 		return err
 	}
 	fmt.Fprintln(out, "ready")
-	select {}
+	if while == 0 {
+		select {}
+	}
+	if err := awaitEnd(while); err != nil {
+		return err
+	}
+	return os.WriteFile("/sys/fs/cgroup/cgroup.kill", []byte("1"), 0)
+}
+
+// awaitEnd returns when a process has ended.
+func awaitEnd(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 func holdNode(s *Sandbox, name string, in io.Reader) error {

@@ -32,6 +32,7 @@ type Options struct {
 	Pct           string // path of the program that becomes /usr/sbin/pct; default: pct beside this program
 	FeaturesDir   string // features_dir of the controller; default: the sandbox's own samples
 	Controller    string // listen address of the controller; default 127.0.0.1:7460
+	While         int    // a process: when it ends, the processes of the nodes are ended; 0: none
 	CLIConfig     string // path of a CLI configuration to write, and to remove at Down; "": none
 }
 
@@ -51,7 +52,6 @@ type Node struct {
 	Address string  `json:"address"` // of the node; only this machine can reach it
 	Gateway string  `json:"gateway"` // this machine's end
 	Link    string  `json:"link"`    // the interface at this machine's end
-	MountNS uint64  `json:"mount_ns"`
 	Majors  Majors  `json:"majors"`
 	GPUs    []GPU   `json:"gpus"`
 	Driver  string  `json:"driver"` // version

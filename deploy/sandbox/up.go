@@ -164,7 +164,7 @@ func (s *Sandbox) up(ctx context.Context, o Options, fleet *fleetFile) error {
 		return err
 	}
 	for i := range s.Nodes {
-		if err := s.startNode(ctx, &s.Nodes[i], o.Pct); err != nil {
+		if err := s.startNode(ctx, &s.Nodes[i], o); err != nil {
 			return fmt.Errorf("node %s: %w", s.Nodes[i].Name, err)
 		}
 	}
@@ -196,8 +196,8 @@ func makeDir(dir string) error {
 }
 
 // startNode makes a node's files and the process that holds its namespaces.
-func (s *Sandbox) startNode(ctx context.Context, n *Node, pct string) error {
-	if err := n.writeFiles(s.NodeDir(n.Name), pct); err != nil {
+func (s *Sandbox) startNode(ctx context.Context, n *Node, o Options) error {
+	if err := n.writeFiles(s.NodeDir(n.Name), o.Pct); err != nil {
 		return err
 	}
 	if err := s.writeAgentConfig(n); err != nil {
@@ -218,7 +218,7 @@ func (s *Sandbox) startNode(ctx context.Context, n *Node, pct string) error {
 		return err
 	}
 	defer dir.Close()
-	holder := exec.Command("/proc/self/exe", "hold", "--dir", s.Dir, n.Name)
+	holder := exec.Command("/proc/self/exe", "hold", "--dir", s.Dir, "--while", fmt.Sprint(o.While), n.Name)
 	holder.Dir = "/"
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:      true,
@@ -251,15 +251,7 @@ func (s *Sandbox) startNode(ctx context.Context, n *Node, pct string) error {
 	if _, err := io.WriteString(stdin, "go\n"); err != nil {
 		return err
 	}
-	if err := awaitReady(ctx, stdout); err != nil {
-		return err
-	}
-	info, err := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return err
-	}
-	n.MountNS = info.Sys().(*syscall.Stat_t).Ino
-	return nil
+	return awaitReady(ctx, stdout)
 }
 
 func awaitReady(ctx context.Context, stdout io.ReadCloser) error {

@@ -3,22 +3,15 @@ package demo
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"phoenix.internal/deploy/sandbox"
 )
@@ -111,66 +104,18 @@ func (d *demo) startAll(ctx context.Context) error {
 		if _, err := d.sandbox.StartAgent(n.Name, d.program("phoenix-agent")); err != nil {
 			return err
 		}
-		parties = append(parties, party{"agent of " + n.Name, n.Name, net.JoinHostPort(n.Address, "7461")})
+		parties = append(parties, party{"agent of " + n.Name, n.Name, n.AgentAddress()})
 	}
 	if _, err := d.sandbox.StartController(d.program("phoenix-controller")); err != nil {
 		return err
 	}
 	parties = append(parties, party{"controller", "phoenix-controller", d.sandbox.Controller})
 	for _, p := range parties {
-		if err := awaitServing(ctx, d.sandbox, p.address, p.server); err != nil {
+		if err := d.sandbox.AwaitServing(ctx, p.address, p.server); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	return nil
-}
-
-// awaitServing waits until the server's overall health is SERVING.
-func awaitServing(ctx context.Context, s *sandbox.Sandbox, address, server string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	config, err := clientTLS(s, server)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		response, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
-		if response.GetStatus() == healthpb.HealthCheckResponse_SERVING {
-			return nil
-		}
-		if err == nil {
-			err = fmt.Errorf("health is %v", response.GetStatus())
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not SERVING at %s: %w", address, err)
-		case <-tick.C:
-			conn.ResetConnectBackoff()
-		}
-	}
-}
-
-func clientTLS(s *sandbox.Sandbox, server string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(s.PKI("cli.pem"), s.PKI("cli-key.pem"))
-	if err != nil {
-		return nil, err
-	}
-	ca, err := os.ReadFile(s.PKI("ca.pem"))
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: server, MinVersion: tls.VersionTLS13,
-	}, nil
 }
 
 func (d *demo) cli(ctx context.Context, args ...string) error {

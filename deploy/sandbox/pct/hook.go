@@ -64,8 +64,10 @@ func (h *Host) preStart(ctid int32) error {
 	if err != nil {
 		return err
 	}
-	if err := checkLockForStart(conf); err != nil {
-		return err
+	if err := os.Remove(skipLockFlag(ctid)); err != nil { // usually because it is not there
+		if err := checkLockForStart(conf); err != nil {
+			return err
+		}
 	}
 	for _, tree := range []string{"lxc", "lxc.monitor"} {
 		removeCgroups(filepath.Join("/sys/fs/cgroup", tree, strconv.Itoa(int(ctid)), "ns"))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,8 +57,19 @@ func (c *call) startLocked(checkConfLock bool) error {
 	if err := updateLXCConfig(c.ctid, conf); err != nil {
 		return err
 	}
+	if c.on("skiplock") {
+		if err := os.MkdirAll(filepath.Dir(skipLockFlag(c.ctid)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(skipLockFlag(c.ctid), nil, 0o644); err != nil {
+			return err
+		}
+	}
 	return c.startMonitor(c.ctid)
 }
+
+// skipLockFlag tells the pre-start hook not to look at `lock:`, once.
+func skipLockFlag(ctid int32) string { return fmt.Sprintf("/run/lxc/skiplock-%d", ctid) }
 
 func stderrPath(ctid int32) string {
 	return filepath.Join(runDir, fmt.Sprintf("ct-%d.stderr", ctid))
@@ -73,8 +85,11 @@ func (h *Host) startMonitor(ctid int32) error {
 	go func() { exited <- monitor.Wait() }() // ends with the monitor or with this process
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
+	var giveUp <-chan time.Time
 	for {
 		select {
+		case <-giveUp:
+			return nil
 		case err := <-exited:
 			if err == nil {
 				return nil // it ran, and its init ended by itself
@@ -82,11 +97,38 @@ func (h *Host) startMonitor(ctid int32) error {
 			h.printMonitorErrors(ctid)
 			return fmt.Errorf("startup for container '%d' failed", ctid)
 		case <-tick.C:
-			if state(ctid) == stateRunning {
+			if state(ctid) != stateRunning {
+				continue
+			}
+			if catchesHalt(ctid) {
 				return nil
+			}
+			if giveUp == nil {
+				giveUp = time.After(initPatience)
 			}
 		}
 	}
+}
+
+// initPatience is how long start waits for init to handle SIGPWR. Proxmox does not wait; but a shutdown
+// right after the start would then be lost now and then, because the kernel drops signals that a
+// container's init has no handler for, and be noticed only after its whole timeout.
+const initPatience = 300 * time.Millisecond
+
+// catchesHalt says whether init has a handler for the signal that lxc-stop asks it to halt with.
+func catchesHalt(ctid int32) bool {
+	pid, err := ask(ctid, commandInitPID)
+	if err != nil {
+		return false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", int32(pid)))
+	if err != nil {
+		return false
+	}
+	_, caught, _ := strings.Cut(string(b), "\nSigCgt:\t")
+	caught, _, _ = strings.Cut(caught, "\n")
+	mask, err := strconv.ParseUint(caught, 16, 64)
+	return err == nil && mask&(1<<(syscall.SIGPWR-1)) != 0
 }
 
 func runMonitor(ctid int32) (*exec.Cmd, error) {

@@ -53,6 +53,7 @@ func options(cmd *cobra.Command) *sandbox.Options {
 	flags.StringVar(&o.Pct, "pct", "", "program that becomes the nodes' /usr/sbin/pct (default: pct beside this program)")
 	flags.StringVar(&o.FeaturesDir, "features", "", "features_dir of the controller (default: samples)")
 	flags.StringVar(&o.Controller, "controller", "127.0.0.1:7460", "address of the controller")
+	flags.IntVar(&o.While, "while", 0, "end everything when the process with this PID ends")
 	flags.StringVar(&o.CLIConfig, "cli-config", "", "write a configuration for phoenix-cli there, until down")
 	return o
 }
@@ -163,7 +164,8 @@ func confAdd(dir *string) *cobra.Command {
 
 // hold is the process that holds a node's namespaces; see sandbox.HoldNode.
 func hold(dir *string) *cobra.Command {
-	return &cobra.Command{
+	var while int
+	cmd := &cobra.Command{
 		Use: "hold NODE", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
@@ -174,7 +176,9 @@ func hold(dir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return sandbox.HoldNode(s, args[0], os.Stdin, os.Stdout)
+			return sandbox.HoldNode(s, args[0], while, os.Stdin, os.Stdout)
 		},
 	}
+	cmd.Flags().IntVar(&while, "while", 0, "process to wait for")
+	return cmd
 }
