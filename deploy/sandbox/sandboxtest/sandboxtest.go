@@ -231,7 +231,7 @@ func programs(t testing.TB) string {
 	t.Helper()
 	built.Lock()
 	defer built.Unlock()
-	if built.users == 0 {
+	if built.dir == "" {
 		dir, err := os.MkdirTemp("", "phoenix-programs-")
 		if err != nil {
 			t.Fatal(err)
@@ -239,14 +239,18 @@ func programs(t testing.TB) string {
 		built.dir, built.names = dir, map[string]bool{}
 	}
 	built.users++
-	t.Cleanup(func() {
-		built.Lock()
-		defer built.Unlock()
-		if built.users--; built.users == 0 {
-			os.RemoveAll(built.dir)
-		}
-	})
+	t.Cleanup(release)
 	return built.dir
+}
+
+// release removes the programs when the last user of them has gone.
+func release() {
+	built.Lock()
+	defer built.Unlock()
+	if built.users--; built.users == 0 {
+		os.RemoveAll(built.dir)
+		built.dir = ""
+	}
 }
 
 // build builds programs that have not been built yet, without cgo as for releases: the agent's probe
