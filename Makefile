@@ -2,7 +2,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo devel)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X phoenix.internal/agent.version=$(VERSION) -X phoenix.internal/controller.version=$(VERSION) \
+           -X phoenix.internal/cli.Version=$(VERSION)
 TOOL    := go tool -modfile=tools/go.mod
 FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
 FUZZTIME ?= 10s

@@ -25,12 +25,12 @@ import (
 )
 
 // Run serves until ctx ends. It returns when everything it started has ended.
-func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := closeOnExec(); err != nil {
 		return err
 	}
-	// Files of ours are private; commands in containers get the usual umask back (package attach).
-	unix.Umask(0o077)
+	// pct and the commands in containers inherit it. Files of ours are made with modes of their own.
+	unix.Umask(0o022)
 
 	tlsConfig, err := server.TLS(server.TLSFiles(cfg.TLS))
 	if err != nil {
@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) erro
 	}
 	srv := server.New(&server.Node{
 		Name:       cfg.Node,
-		Version:    version,
+		Version:    Version(),
 		Started:    time.Now(),
 		Containers: manager,
 		Prober:     &probe.Prober{Attacher: attacher},

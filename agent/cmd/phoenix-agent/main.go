@@ -7,15 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"phoenix.internal/agent"
 	"phoenix.internal/agent/probe"
 )
-
-// version is set by the Makefile.
-var version = "devel"
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == probe.Argument {
@@ -26,11 +22,10 @@ func main() {
 
 func run() int {
 	path := flag.String("config", "/etc/phoenix/agent.yaml", "configuration `file`")
-	showVersion := flag.Bool("version", false, "print the version and exit")
+	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
-	if *showVersion {
-		info, _ := debug.ReadBuildInfo()
-		fmt.Println("phoenix-agent", version, info.GoVersion)
+	if *version {
+		fmt.Println("phoenix-agent", agent.Version())
 		return 0
 	}
 	if flag.NArg() > 0 {
@@ -40,11 +35,11 @@ func run() int {
 	cfg, err := agent.LoadConfig(*path)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
-		return 1
+		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := agent.Run(ctx, cfg, version, cfg.Logger(os.Stderr)); err != nil {
+	if err := agent.Run(ctx, cfg, cfg.Logger(os.Stderr)); err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 1
 	}
