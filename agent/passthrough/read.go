@@ -142,14 +142,20 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 		m.noEffect = "it is no bind mount"
 	case has("relative"):
 		m.noEffect = "its source is looked up in the container"
-	case has("nodev"):
-		m.noEffect = "nodev makes the device unusable"
-	case !has("create=file") && !has("create=dir"):
-		m.noEffect = "nothing makes its target: create=file is missing"
+	case !has("create=" + kindOf(m.source)):
+		m.noEffect = "nothing makes its target: create=" + kindOf(m.source) + " is missing"
 	case !nvidiaPath.MatchString(m.source):
 		m.noEffect = "its source is no NVIDIA device"
 	}
 	c.mounts = append(c.mounts, m)
+}
+
+// kindOf says what a mount's source is, in the words of the option create.
+func kindOf(source string) string {
+	if source == "/dev/nvidia-caps" || source == "/dev/nvidia-caps-imex-channels" {
+		return "dir"
+	}
+	return "file"
 }
 
 var fstabEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -3,6 +3,7 @@ package passthrough
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,11 +43,10 @@ var (
 	pathRulePattern = regexp.MustCompile(`^(/[^\t-\r ]+)[\t-\r ]+([rwm]{1,3})$`)
 )
 
-// ParseRule reads a rule of numbers as LXC does (cgfsng.c, device_cgroup_rule_parse). What follows an "a"
-// does not matter. A rule by path ("/dev/nvidia-uvm rwm") is an error: only LXC at the start of the
+// ParseRule reads a rule of numbers as LXC does (cgfsng.c, device_cgroup_rule_parse). A rule by path ("/dev/nvidia-uvm rwm") is an error: only LXC at the start of the
 // container knows its numbers.
 func ParseRule(value string) (Rule, error) {
-	if strings.HasPrefix(value, "a") {
+	if value == "a" {
 		return Rule{Type: 'a', Major: -1, Minor: -1, Access: "rwm"}, nil
 	}
 	m := rulePattern.FindStringSubmatch(value)
@@ -79,27 +79,22 @@ type RuleLine struct {
 // and writing. allowAll is the base that Proxmox gives: true for an unprivileged container, false for a
 // privileged one. Rules that LXC cannot read, and rules by path, are passed over; see [RuleLines].
 //
-// As in LXC (cgroup2_devices.c): "a" forgets all rules and sets the base; where everything is allowed only
-// deny rules count, elsewhere only allow rules; a rule that repeats an earlier one takes its place; an
-// empty value forgets the earlier lines of its key, Proxmox's "a" among them. With no rule at all LXC
-// installs no program, and everything is allowed.
+// As LXC 5.0.2 does, which the tests in onlxc try: "a" forgets all rules and sets the base; where everything
+// is allowed only deny rules count, elsewhere only allow rules; a rule that repeats an earlier one takes its
+// place; an empty value forgets the earlier lines of its key, those of Proxmox's files among them. Where no
+// rule is left LXC installs no program, and everything is allowed, even after a "deny a".
 func Allowed(rules []RuleLine, allowAll bool, major, minor int) bool {
-	lines := []RuleLine{{Deny: !allowAll, Value: "a"}}
+	// LXC's common.conf denies all and allows, among others, making any node.
+	lines := []RuleLine{{Deny: true, Value: "a"}, {Value: "c *:* m"}}
+	if allowAll {
+		lines = []RuleLine{{Value: "a"}}
+	}
 	for _, r := range rules {
 		if r.Value != "" {
 			lines = append(lines, r)
-			continue
+		} else {
+			lines = slices.DeleteFunc(lines, func(l RuleLine) bool { return l.Deny == r.Deny })
 		}
-		kept := lines[:0]
-		for _, l := range lines {
-			if l.Deny != r.Deny {
-				kept = append(kept, l)
-			}
-		}
-		lines = kept
-	}
-	if len(lines) == 0 {
-		return true
 	}
 	allowAll = false
 	denied := map[Rule]bool{}
@@ -113,6 +108,9 @@ func Allowed(rules []RuleLine, allowAll bool, major, minor int) bool {
 		default:
 			denied[r] = l.Deny
 		}
+	}
+	if len(denied) == 0 {
+		return true
 	}
 	for r, deny := range denied {
 		if deny == allowAll && r.opens(major, minor) {

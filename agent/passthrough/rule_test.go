@@ -16,7 +16,6 @@ func TestParseRule(t *testing.T) {
 		"b *:* m":       {Type: 'b', Major: -1, Minor: -1, Access: "m"},
 		"c\t195:255\tr": {Type: 'c', Major: 195, Minor: 255, Access: "r"},
 		"a":             {Type: 'a', Major: -1, Minor: -1, Access: "rwm"},
-		"a *:* rwm":     {Type: 'a', Major: -1, Minor: -1, Access: "rwm"},
 	} {
 		got, err := passthrough.ParseRule(value)
 		if err != nil {
@@ -27,7 +26,7 @@ func TestParseRule(t *testing.T) {
 		}
 	}
 	for _, value := range []string{
-		"", "c", "c 195:0", "c 195 rwm", "c  195:0 rwm", "c 195:0  rwm", "c 195:0-3 rwm", "c 195:0 rwmx", "c 195:0 rwmr", "c -1:0 rw",
+		"", "c", "a *:* rwm", "all", "c 195:0", "c 195 rwm", "c  195:0 rwm", "c 195:0  rwm", "c 195:0-3 rwm", "c 195:0 rwmx", "c 195:0 rwmr", "c -1:0 rw",
 		"d 195:0 rwm", "C 195:0 rwm", "c 195:0 rwm # GPU", "c 1e2:0 r", "c 99999999999:0 r", "/dev/nvidia0 rwm", " c 195:0 rwm",
 	} {
 		if r, err := passthrough.ParseRule(value); err == nil {
@@ -56,7 +55,10 @@ func TestAllowed(t *testing.T) {
 		{"a deny rule counts only where everything is allowed", rules{allow("c 195:1 rwm"), deny("c 195:* rwm")}, true, false},
 		{"a deny rule of the same words takes the rule's place", rules{allow("c 195:1 rwm"), deny("c 195:1 rwm")}, false, false},
 		{"and an allow rule takes its place again", rules{deny("c 195:1 rwm"), allow("c 195:1 rwm")}, true, true},
-		{"deny all forgets what is above", rules{allow("c 195:1 rwm"), deny("a")}, false, false},
+		{"deny all forgets what is above", rules{allow("c 195:1 rwm"), deny("a"), allow("c 195:0 rwm")}, false, false},
+		{"deny all without a rule below: no program", rules{deny("a")}, true, true},
+		{"an empty allow without a rule below: no program", rules{allow("")}, true, true},
+		{"an empty deny leaves Proxmox's allow rules", rules{deny("")}, false, true},
 		{"deny all, then a rule", rules{deny("a"), allow("c 195:1 rwm")}, true, true},
 		{"allow all", rules{deny("c 195:1 rwm"), allow("a")}, true, true},
 		{"an empty allow forgets the rules above, and the base of an unprivileged container", rules{allow("c 195:1 rwm"), allow(""), allow("c 195:0 rwm")}, false, false},
