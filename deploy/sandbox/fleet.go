@@ -167,7 +167,7 @@ func (f *fleetFile) sourcesFirst() []fleetContainer {
 // that is not this node's.
 func (c *fleetContainer) conf(leftovers bool) string {
 	var b strings.Builder
-	c.properties(&b, c.Snapshot)
+	c.properties(&b, c.Snapshot, false)
 	for _, option := range c.Options {
 		if key, value, ok := strings.Cut(option, "="); ok {
 			fmt.Fprintf(&b, "%s: %s\n", strings.TrimSpace(key), strings.TrimSpace(value))
@@ -178,8 +178,7 @@ func (c *fleetContainer) conf(leftovers bool) string {
 	}
 	if c.Snapshot != "" {
 		fmt.Fprintf(&b, "\n[%s]\n#as the scripts made it\n", c.Snapshot)
-		c.properties(&b, "")
-		b.WriteString("snaptime: 1764000000\n")
+		c.properties(&b, "", true)
 	}
 	return b.String()
 }
@@ -192,8 +191,8 @@ lxc.mount.entry = /dev/nvidiactl dev/nvidiactl none bind,optional,create=file
 lxc.mount.entry = /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file
 `
 
-// properties writes the section that the main part and a snapshot have in common, in Proxmox's order.
-func (c *fleetContainer) properties(b *strings.Builder, parent string) {
+// properties writes the properties of the main section, or of the snapshot, in Proxmox's order.
+func (c *fleetContainer) properties(b *strings.Builder, parent string, snapshot bool) {
 	or := func(value, fallback string) string {
 		if value == "" {
 			return fallback
@@ -219,6 +218,9 @@ func (c *fleetContainer) properties(b *strings.Builder, parent string) {
 		fmt.Fprintf(b, "parent: %s\n", parent)
 	}
 	fmt.Fprintf(b, "rootfs: local:%d/vm-%d-disk-0.raw,size=%dG\n", c.CTID, c.CTID, max(c.StorageGiB, 8))
+	if snapshot {
+		b.WriteString("snaptime: 1764000000\n")
+	}
 	fmt.Fprintf(b, "swap: %d\n", c.SwapMiB)
 	if c.Unprivileged {
 		b.WriteString("unprivileged: 1\n")
