@@ -1,6 +1,7 @@
 package passthrough_test
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +25,18 @@ func seeds(f *testing.F) []string {
 	var confs []string
 	for _, p := range paths {
 		confs = append(confs, readCase(f, p).before)
+	}
+	// What Proxmox itself wrote.
+	paths, err = filepath.Glob("../pveconf/testdata/pve/real-*.rewritten.conf")
+	if err != nil || len(paths) == 0 {
+		f.Fatalf("no confs of Proxmox's own: %v", err)
+	}
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			f.Fatal(err)
+		}
+		confs = append(confs, string(b))
 	}
 	return append(confs,
 		"",
@@ -128,6 +141,11 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		t.Errorf("Set %v %v of %q again changes it (-once +twice):\n%s", minors, mode, before, diff)
 	}
 
+	// Proxmox's next rewrite changes nothing of ours.
+	if canonical(before) && !canonical(after) {
+		t.Errorf("Set %v %v of %q takes its canonical form: %q", minors, mode, before, after)
+	}
+
 	got, problems := passthrough.Of(pveconf.Parse([]byte(after)), node2)
 	var gotMinors []int
 	for _, g := range got.GPUs {
@@ -161,6 +179,11 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		}
 		rest = rest[i+1:]
 	}
+}
+
+func canonical(conf string) bool {
+	b, err := pveconf.Parse([]byte(conf)).Canonical()
+	return err == nil && string(b) == conf
 }
 
 // strangers returns the lines that are certainly no NVIDIA entries.

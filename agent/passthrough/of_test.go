@@ -1,6 +1,7 @@
 package passthrough_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -209,7 +210,7 @@ dev1: /dev/nvidia1
 `
 	want := []string{
 		`the rule "c 195:* rwm" allows every device of the driver nvidia`,
-		`the rule "c 510:0 rwm" is for a major that no driver has; nvidia-uvm has 511`,
+		`the rule "c 510:0 rwm" is for a major that no NVIDIA driver has; nvidia-uvm has 511`,
 		`/dev/nvidia-uvm is given by this mount entry and by dev0: the container does not start`,
 		`snapshot snap holds NVIDIA entries (lines 6, 7), which have no effect now`,
 	}
@@ -220,5 +221,41 @@ dev1: /dev/nvidia1
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("messages (-want +got):\n%s", diff)
+	}
+}
+
+func TestStaleRuleOrStranger(t *testing.T) {
+	const uvm = "unprivileged: 1\nlxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,create=file\n"
+	const rule = "lxc.cgroup2.devices.allow: c 234:0 rwm\n"
+	few := node2
+	few.Majors = map[string]int{"nvidia": 195, "nvidia-uvm": 511} // only NVIDIA's
+	kfd := node2
+	kfd.Majors = map[string]int{"mem": 1, "nvidia": 195, "kfd": 234, "nvidia-uvm": 511}
+	for _, tt := range []struct {
+		name  string
+		conf  string
+		inv   passthrough.Inventory
+		stale bool
+	}{
+		{"no driver has the major", uvm + rule, node2, true},
+		{"the other drivers are not known", uvm + rule, few, true},
+		{"and a device is given that may have the major", uvm + "dev0: /dev/kfd\n" + rule, few, false},
+		{"and a device is given that has a fixed major", uvm + "dev0: /dev/dri/renderD128\n" + rule, few, true},
+		{"another device is given, and no driver has the major", uvm + "dev0: /dev/kfd\n" + rule, node2, true},
+		{"another driver has the major", uvm + "dev0: /dev/kfd\n" + rule, kfd, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := pveconf.Parse([]byte(tt.conf))
+			_, problems := passthrough.Of(f, tt.inv)
+			if got := len(problems) == 1 && problems[0].Kind == passthrough.WrongMajor; got != tt.stale {
+				t.Errorf("problems %+v, want a stale rule: %v", problems, tt.stale)
+			}
+			if err := passthrough.Set(f, tt.inv, nil, passthrough.ModeNone); err != nil {
+				t.Fatal(err)
+			}
+			if got := !strings.Contains(string(f.Bytes()), rule); got != tt.stale {
+				t.Errorf("Set removed the rule: %v, want %v", got, tt.stale)
+			}
+		})
 	}
 }

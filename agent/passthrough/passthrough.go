@@ -127,6 +127,16 @@ func (inv Inventory) driver(major int) string {
 	return slices.Min(names)
 }
 
+// hasOtherMajors says whether inv has majors of other drivers than NVIDIA's.
+func (inv Inventory) hasOtherMajors() bool {
+	for name := range inv.Majors {
+		if !strings.HasPrefix(name, "nvidia") {
+			return true
+		}
+	}
+	return false
+}
+
 // Of returns what the main section of f gives and, by line, what is wrong with it. Problems with an empty
 // advice are mended by [Set].
 func Of(f *pveconf.File, inv Inventory) (Passthrough, []Problem) {

@@ -161,7 +161,7 @@ func (c *conf) ruleProblems() []Problem {
 		case r.noEffect != "":
 			all = append(all, Problem{NoEffect, fmt.Sprintf("the rule %q has no effect: %s", r.text, r.noEffect), r.line, ""})
 		case r.stale:
-			all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for a major that no driver has%s", r.text, c.uvmMajor()), r.line, ""})
+			all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for a major that no NVIDIA driver has%s", r.text, c.uvmMajor()), r.line, ""})
 		case first >= 0:
 			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the rule %q says what line %d says already", r.text, seen[first].line), r.line, ""})
 		case r.path == "" && r.rule.Minor < 0:

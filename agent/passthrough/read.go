@@ -19,7 +19,7 @@ type conf struct {
 	devices      []device
 	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
 	strange      []pveconf.Entry // wildcard rules for another driver that may have been meant for nvidia-uvm
-	otherDevices bool            // devices that are not NVIDIA's are given too
+	otherDevices bool            // other devices, whose majors may be given out at run time, are given too
 	lines        []RuleLine
 	uvm          bool // nvidia-uvm is about to be given
 }
@@ -92,10 +92,13 @@ func (c *conf) readDevice(e pveconf.Entry) {
 	}
 	if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
 		c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite, broken: err != nil})
-	} else {
+	} else if !staticPath.MatchString(p) {
 		c.otherDevices = true
 	}
 }
+
+// staticPath matches common devices whose majors are fixed (Linux, admin-guide/devices.txt).
+var staticPath = regexp.MustCompile(`^/dev/(dri|snd|input|bus/usb|net/tun|fuse|kvm|tty[^/]*|video[0-9]+|loop[^/]*|null|shm)(/|$)`)
 
 // unprivileged says whether the container's root is not the host's; Proxmox treats a raw lxc.idmap like
 // the property (LXC.pm, update_lxc_config).
@@ -124,7 +127,7 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 		m.target = path.Clean("/" + fields[1])
 	}
 	if !nvidiaPath.MatchString(m.source) && !nvidiaPath.MatchString(m.target) {
-		c.otherDevices = c.otherDevices || strings.HasPrefix(m.source, "/dev/")
+		c.otherDevices = c.otherDevices || strings.HasPrefix(m.source, "/dev/") && !staticPath.MatchString(m.source)
 		return
 	}
 	var options []string
@@ -136,6 +139,8 @@ func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
 	switch {
 	case absolute:
 		m.noEffect = "its target begins with a slash, and LXC ignores it"
+	case slices.Contains(strings.Split(fields[1], "/"), ".."):
+		m.noEffect = "its target leaves the container"
 	case cleared:
 		m.noEffect = "an empty lxc.mount.entry below cancels it"
 	case !has("bind") && !has("rbind"):
@@ -219,9 +224,11 @@ func cancels(e pveconf.Entry, r Rule) bool {
 
 // stale says whether a rule was most likely made for nvidia-uvm under a major it had before: the major is
 // one that the kernel gives out at run time, no driver has it now, the minor is one of nvidia-uvm's, and
-// the conf gives nvidia-uvm. Everything else may be meant for some other device.
+// the conf gives nvidia-uvm. Everything else may be meant for some other device. Where the inventory has
+// only the majors of NVIDIA's drivers the conf must not give another device that may have such a major.
 func (c *conf) stale(r Rule) bool {
-	return r.Type == 'c' && dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" && (c.uvm || c.givesUVM())
+	return r.Type == 'c' && dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" &&
+		(c.uvm || c.givesUVM()) && (c.inv.hasOtherMajors() || !c.otherDevices)
 }
 
 // dynamic says whether the kernel gives out this major at run time (Linux, fs/char_dev.c: 234 to 254, then
