@@ -87,6 +87,10 @@ func FuzzEdit(f *testing.F) {
 				t.Errorf("after AppendRaw(%q, %q) to %q the raw lines are %v", rawKey, rawValue, b, raw)
 			}
 			sameSections(t, b, conf.Bytes())
+			// Proxmox writes lxc.environment.runtime before the other raw lines.
+			if rawKey != "lxc.environment.runtime" {
+				staysCanonical(t, b, conf.Bytes())
+			}
 			conf.RemoveRaw(func(e pveconf.Entry) bool { return e.Line == raw[len(raw)-1].Line })
 			if got := conf.Bytes(); !bytes.Equal(withFinalLF(got), withFinalLF(b)) {
 				t.Errorf("AppendRaw and RemoveRaw turned %q into %q", b, got)
@@ -108,6 +112,10 @@ func FuzzEdit(f *testing.F) {
 				}
 			}
 			sameSections(t, b, conf.Bytes())
+			// Proxmox drops an unusedN whose volume is in use.
+			if !strings.HasPrefix(key, "unused") && !strings.HasPrefix(key, "mp") && key != "rootfs" {
+				staysCanonical(t, b, conf.Bytes())
+			}
 			if again := pveconf.Parse(conf.Bytes()); again.Set(key, value) != nil || !bytes.Equal(again.Bytes(), conf.Bytes()) {
 				t.Errorf("Set(%q, %q) of %q twice changes it", key, value, b)
 			}
@@ -152,6 +160,18 @@ func sameSections(t *testing.T, before, after []byte) {
 	}
 	if diff := cmp.Diff(tail(before), tail(after)); diff != "" {
 		t.Errorf("an edit of %q changed the sections (-want +got):\n%s", before, diff)
+	}
+}
+
+// staysCanonical checks that what was in Proxmox's own form still is.
+func staysCanonical(t *testing.T, before, after []byte) {
+	t.Helper()
+	canonical := func(b []byte) bool {
+		c, err := pveconf.Parse(b).Canonical()
+		return err == nil && bytes.Equal(c, b)
+	}
+	if canonical(before) && !canonical(after) {
+		t.Errorf("%q is in Proxmox's own form, but not after an edit: %q", before, after)
 	}
 }
 
