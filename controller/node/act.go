@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -203,17 +202,21 @@ func (n *Node) Run(ctx context.Context, c Command) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
-	sent := make(chan error, 1)
-	go func() { sent <- c.send(stream) }()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		// A failure to send is not looked at: a command may end before it has read its stdin, and what else went wrong
+		// receive gets to know.
+		_ = c.send(stream)
+	}()
 
 	exit, err := receive(stream)
 	if err != nil {
 		cancel() // frees a sender whose stdin nobody reads
 	}
-	// Sending fails when the command ends before it has read its stdin, as it may; the exit is the answer.
-	sendErr := <-sent
-	if errors.Is(err, io.EOF) {
-		err = errors.Join(fmt.Errorf("node %s: the exec in CTID %d ended without an answer", n.name, c.CTID), sendErr)
+	<-sent
+	if err == io.EOF {
+		err = fmt.Errorf("node %s: the exec in CTID %d ended without an answer", n.name, c.CTID)
 	}
 	return exit, err
 }
@@ -231,7 +234,10 @@ func (c Command) send(stream agentv1.ExecService_ExecClient) error {
 	if err == nil && len(c.Stdin) > 0 {
 		err = send(&typev1.ExecInput{Input: &typev1.ExecInput_StdinEnd{StdinEnd: &typev1.ExecStdinEnd{}}})
 	}
-	return errors.Join(err, stream.CloseSend())
+	if err == nil {
+		err = stream.CloseSend()
+	}
+	return err
 }
 
 // receive reads the stream to its end. io.EOF: there was no exit.
