@@ -6,6 +6,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,13 +14,12 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,19 +28,15 @@ import (
 // or 127.
 var ErrAttach = errors.New("cannot enter the container")
 
-// ErrTimeout is the cause with which a command's own timeout ends it.
+// errTimeout is the cause with which a command's own timeout ends it.
 var errTimeout = errors.New("the command's timeout is over")
-
-// Times that a command has that is to end, and that a child it left behind has to close the output.
-const (
-	grace = 5 * time.Second
-	drain = 5 * time.Second
-)
 
 // An Attacher starts processes in containers. The zero value uses the node's own LXC.
 type Attacher struct {
-	Path    string // lxc-attach; empty: /usr/bin/lxc-attach
-	LXCPath string // directory of the containers; empty: /var/lib/lxc
+	Path    string        // lxc-attach; empty: /usr/bin/lxc-attach
+	LXCPath string        // directory of the containers; empty: /var/lib/lxc
+	Grace   time.Duration // between SIGTERM and SIGKILL for a command that is to end; 0: 5 s
+	Drain   time.Duration // for a child that a command left behind to close the output; 0: 5 s
 }
 
 // A Command is a command to run as root of a container, in its / and with lxc-attach's default
@@ -78,21 +74,23 @@ type Exit struct {
 // A Process is a started command. Its methods may be called at the same time.
 type Process struct {
 	ctid   int32
+	grace  time.Duration
+	drain  time.Duration
 	cmd    *exec.Cmd
 	log    *os.File // what lxc-attach logged
 	tty    *os.File // our side of the terminal; nil without
 	cancel context.CancelCauseFunc
 
-	waitOnce sync.Once
-	waited   chan struct{} // closed when exit and err are set
-	exit     Exit
-	err      error
+	exited chan struct{} // closed when lxc-attach has ended, before it is reaped
+	waited chan struct{} // closed when exit and err are set
+	exit   Exit
+	err    error
 }
 
 // Start starts a command. The container should be known to run: what lxc-attach says otherwise is
 // an [ErrAttach] from [Process.Wait]. When ctx is done or the timeout is over, the command's
 // processes get SIGTERM (SIGHUP before that with a terminal), and SIGKILL when the command has
-// ended or five seconds later. One that has made a session of its own survives that.
+// ended or Grace is over. One that has made a session of its own survives that.
 func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
@@ -101,8 +99,15 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
 	}
-	p := &Process{ctid: c.CTID, log: log, waited: make(chan struct{})}
-	p.cmd = exec.Command(cmpOr(a.Path, "/usr/bin/lxc-attach"), a.args(c, log)...)
+	p := &Process{
+		ctid:   c.CTID,
+		grace:  cmp.Or(a.Grace, 5*time.Second),
+		drain:  cmp.Or(a.Drain, 5*time.Second),
+		log:    log,
+		exited: make(chan struct{}),
+		waited: make(chan struct{}),
+	}
+	p.cmd = exec.Command(cmp.Or(a.Path, "/usr/bin/lxc-attach"), a.args(c, log)...)
 	p.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	p.cmd.Dir = "/"
 	p.cmd.ExtraFiles = c.Files
@@ -142,6 +147,9 @@ func (c Command) check() error {
 	if len(c.Argv) == 0 || c.Argv[0] == "" {
 		return errors.New("no program")
 	}
+	if slices.ContainsFunc(c.Argv, func(s string) bool { return strings.ContainsRune(s, 0) }) {
+		return errors.New("NUL in an argument")
+	}
 	for _, v := range c.Env {
 		if err := CheckEnv(v); err != nil {
 			return err
@@ -154,7 +162,7 @@ func (c Command) check() error {
 }
 
 func (a Attacher) args(c Command, log *os.File) []string {
-	args := []string{"-P", cmpOr(a.LXCPath, "/var/lib/lxc"), "-n", strconv.Itoa(int(c.CTID)),
+	args := []string{"-P", cmp.Or(a.LXCPath, "/var/lib/lxc"), "-n", strconv.Itoa(int(c.CTID)),
 		// By its name in our /proc, so that lxc-attach inherits no descriptor for it.
 		"-o", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), log.Fd()), "-l", "NOTICE", "--clear-env"}
 	for _, v := range c.Env {
@@ -179,11 +187,14 @@ func (p *Process) Resize(columns, rows int) error {
 	if columns < 1 || columns > 4096 || rows < 1 || rows > 4096 {
 		return fmt.Errorf("terminal of %d by %d: not 1 to 4096", columns, rows)
 	}
-	err := pty.Setsize(p.tty, &pty.Winsize{Cols: uint16(columns), Rows: uint16(rows)})
-	if errors.Is(err, os.ErrClosed) {
-		return nil // it has ended
+	if err := setSize(p.tty, columns, rows); err != nil {
+		select {
+		case <-p.exited:
+		default:
+			return fmt.Errorf("resize the terminal of the command in CTID %d: %w", p.ctid, err)
+		}
 	}
-	return err
+	return nil
 }
 
 // run copies the streams, waits for the end and sets the result.
@@ -193,15 +204,14 @@ func (p *Process) run(ctx context.Context, s *streams) {
 	defer p.log.Close()
 
 	copied := s.start(p.cancel)
-	exited := make(chan struct{})
 	go func() {
-		defer close(exited)
+		defer close(p.exited)
 		waitExit(p.cmd.Process.Pid)
 	}()
 	select {
-	case <-exited:
+	case <-p.exited:
 	case <-ctx.Done():
-		p.end(exited)
+		p.end()
 	}
 	err := p.cmd.Wait()
 	p.exit.Code = code(p.cmd.ProcessState)
@@ -209,7 +219,7 @@ func (p *Process) run(ctx context.Context, s *streams) {
 		p.err = fmt.Errorf("wait for lxc-attach of CTID %d: %w", p.ctid, err)
 	}
 
-	s.expire(time.Now().Add(drain))
+	s.expire(time.Now().Add(p.drain))
 	p.exit.OutputComplete = <-copied
 	s.closeOurs()
 
@@ -249,11 +259,4 @@ func CheckEnv(v string) error {
 		}
 	}
 	return checkText(name, value)
-}
-
-func cmpOr(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,6 +18,9 @@ var signals = map[string]unix.Signal{
 	"CONT": unix.SIGCONT, "STOP": unix.SIGSTOP, "TSTP": unix.SIGTSTP,
 }
 
+// poll is the time between two looks at the processes.
+const poll = 10 * time.Millisecond
+
 // Signal sends a signal to the command's process group. The name is HUP, INT, QUIT, KILL, TERM, USR1,
 // USR2, WINCH, CONT, STOP or TSTP. Nothing happens if the command has ended.
 func (p *Process) Signal(name string) error {
@@ -24,76 +28,147 @@ func (p *Process) Signal(name string) error {
 	if !ok {
 		return fmt.Errorf("no signal %.20q", name)
 	}
-	all, err := processes()
-	if err != nil {
-		return err
-	}
-	leader := p.cmd.Process.Pid
-	group := leader
-	for _, q := range all {
-		if q.parent == leader && q.session != leader {
-			group = q.group // lxc-attach made a session for the terminal in the container
+	// lxc-attach takes some milliseconds to execute the command; a signal would end it before.
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for until := time.Now().Add(startWait); time.Now().Before(until); {
+		all, err := processes()
+		if err != nil {
+			return err
 		}
-	}
-	// lxc-attach is in the group of a command without a terminal, but must live to tell its status.
-	for _, q := range all {
-		if q.group == group && q.pid != leader {
-			q.signal(sig)
-		}
-	}
-	return nil
-}
-
-// end ends the command and returns when lxc-attach has ended.
-func (p *Process) end(exited <-chan struct{}) {
-	leader := p.cmd.Process.Pid
-	sessions := p.signalSessions(nil, unix.SIGTERM)
-	select {
-	case <-exited:
-	case <-time.After(grace):
-	}
-	// lxc-attach is not reaped yet, so the sessions' numbers cannot mean others.
-	p.signalSessions(sessions, unix.SIGKILL)
-	unix.Kill(leader, unix.SIGKILL)
-	<-exited
-}
-
-// signalSessions sends a signal to all processes of the command's session, of lxc-attach's and of
-// the given ones, and returns these sessions. lxc-attach itself is left to notice the command's
-// end, unless there is no command yet.
-func (p *Process) signalSessions(sessions []int, sig unix.Signal) []int {
-	all, err := processes()
-	if err != nil {
-		return sessions
-	}
-	leader := p.cmd.Process.Pid
-	sessions = append(sessions, leader)
-	for _, q := range all {
-		if q.parent == leader {
-			sessions = append(sessions, q.session)
-		}
-	}
-	found := false
-	for _, q := range all {
-		for _, s := range sessions {
-			if q.session == s && q.pid != leader {
-				if p.tty != nil && sig == unix.SIGTERM {
-					q.signal(unix.SIGHUP) // interactive shells ignore SIGTERM
+		if command, ok := p.command(all); ok {
+			for _, q := range p.started(all) {
+				if q.group == command.group {
+					q.signal(sig)
 				}
-				q.signal(sig)
-				found = true
-				break
+			}
+			return nil
+		}
+		select {
+		case <-p.exited:
+			return nil
+		case <-tick.C:
+		}
+	}
+	return fmt.Errorf("signal %s to the command in CTID %d: it has not been started yet", name, p.ctid)
+}
+
+// command finds the process of the command. It is a child of lxc-attach that has executed something
+// else.
+func (p *Process) command(all []process) (process, bool) {
+	for _, q := range p.started(all) {
+		if q.parent == p.cmd.Process.Pid && !q.dead {
+			return q, true
+		}
+	}
+	return process{}, false
+}
+
+// started returns the processes without lxc-attach and the children it has before the command is
+// executed. They are in the same group and session as a command without a terminal, but must live:
+// lxc-attach fails if its first child does, and it tells us the command's status.
+func (p *Process) started(all []process) []process {
+	leader := p.cmd.Process.Pid
+	attach, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", leader))
+	if err != nil {
+		return nil
+	}
+	var started []process
+	for _, q := range all {
+		if q.pid == leader {
+			continue
+		}
+		if q.parent == leader {
+			if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", q.pid)); err != nil || exe == attach {
+				continue
 			}
 		}
+		started = append(started, q)
 	}
-	if !found {
-		unix.Kill(leader, sig)
-	}
-	return sessions
+	return started
 }
 
-// process is a line of /proc/<pid>/stat.
-type process struct{ pid, parent, group, session int }
+// end ends the command and everything in its sessions.
+func (p *Process) end() {
+	leader := p.cmd.Process.Pid
+	members := members{leader: leader, sessions: map[int]bool{leader: true}}
+	told := map[int]bool{}
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	over := time.After(p.grace)
+wait:
+	for {
+		// Again and again, because lxc-attach may be about to start the command just now.
+		all := members.list()
+		if _, ok := p.command(all); ok {
+			all = p.started(all)
+		}
+		for _, q := range all {
+			if told[q.pid] {
+				continue
+			}
+			told[q.pid] = true
+			if p.tty != nil {
+				q.signal(unix.SIGHUP) // interactive shells ignore SIGTERM
+			}
+			q.signal(unix.SIGTERM)
+			q.signal(unix.SIGCONT) // for one that is stopped
+		}
+		if len(told) == 0 {
+			unix.Kill(leader, unix.SIGTERM)
+		}
+		select {
+		case <-p.exited:
+			break wait
+		case <-over:
+			break wait
+		case <-tick.C:
+		}
+	}
+	// A few times, because processes may fork between a look and a signal. Nobody reaps lxc-attach
+	// meanwhile, so the numbers of the sessions cannot come to mean others.
+	for range 100 {
+		left := members.list()
+		for _, q := range left {
+			q.signal(unix.SIGKILL)
+		}
+		unix.Kill(leader, unix.SIGKILL)
+		if len(left) == 0 {
+			break
+		}
+		<-tick.C
+	}
+	<-p.exited
+}
+
+// members finds the living processes of a command.
+type members struct {
+	leader   int          // lxc-attach
+	sessions map[int]bool // its own and those that its children were seen in
+}
+
+// list returns the living processes of the sessions, without lxc-attach.
+func (m members) list() []process {
+	all, err := processes()
+	if err != nil {
+		return nil
+	}
+	for _, q := range all {
+		if q.parent == m.leader {
+			m.sessions[q.session] = true
+		}
+	}
+	return slices.DeleteFunc(all, func(q process) bool {
+		return !m.sessions[q.session] || q.pid == m.leader || q.dead
+	})
+}
+
+// process is what /proc/<pid>/stat says of a process, in this PID namespace's numbers.
+type process struct {
+	pid, parent, group, session int
+
+	dead bool // and not reaped yet
+}
 
 func processes() ([]process, error) {
 	dir, err := os.Open("/proc")
@@ -126,7 +201,7 @@ func readProcess(pid int) (process, bool) {
 	if len(fields) < 4 {
 		return process{}, false
 	}
-	q := process{pid: pid}
+	q := process{pid: pid, dead: fields[0][0] == 'Z' || fields[0][0] == 'X'}
 	for i, to := range []*int{&q.parent, &q.group, &q.session} {
 		if *to, err = strconv.Atoi(string(fields[1+i])); err != nil {
 			return process{}, false

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/creack/pty"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -43,16 +43,13 @@ func (p *Process) open(c Command) (s *streams, err error) {
 	if c.TTY {
 		return s, p.openTTY(c, s)
 	}
-	if c.Stdin == nil {
-		p.cmd.Stdin = nil // exec.Cmd opens /dev/null for reading
-	} else {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return s, err
-		}
-		s.theirs, s.ours = append(s.theirs, r), append(s.ours, w)
-		p.cmd.Stdin, s.stdinTo = r, w
+	// Not /dev/null: the root of a privileged container could change the mode of the host's.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return s, err
 	}
+	s.theirs, s.ours = append(s.theirs, r), append(s.ours, w)
+	p.cmd.Stdin, s.stdinTo = r, w
 	for _, o := range []struct {
 		theirs *io.Writer
 		to     io.Writer
@@ -71,16 +68,16 @@ func (p *Process) open(c Command) (s *streams, err error) {
 // openTTY gives the command a terminal. lxc-attach makes a second one inside the container, which
 // does the echoing and the line editing; ours only carries bytes.
 func (p *Process) openTTY(c Command, s *streams) error {
-	ours, theirs, err := pty.Open()
+	ours, theirs, err := openPTY()
 	if err != nil {
 		return fmt.Errorf("open a terminal: %w", err)
 	}
 	s.ours, s.theirs = append(s.ours, ours), append(s.theirs, theirs)
-	size := &pty.Winsize{Cols: 80, Rows: 24}
-	if c.Columns > 0 && c.Rows > 0 {
-		size.Cols, size.Rows = uint16(c.Columns), uint16(c.Rows)
+	columns, rows := c.Columns, c.Rows
+	if columns == 0 || rows == 0 {
+		columns, rows = 80, 24
 	}
-	if err := pty.Setsize(ours, size); err != nil {
+	if err := setSize(ours, columns, rows); err != nil {
 		return fmt.Errorf("size of the terminal: %w", err)
 	}
 	if _, err := term.MakeRaw(int(theirs.Fd())); err != nil {
@@ -92,6 +89,68 @@ func (p *Process) openTTY(c Command, s *streams) error {
 	s.stdinTo = ours
 	s.outputs = []output{{ours, discardIfNil(c.Stdout)}}
 	return nil
+}
+
+// openPTY opens a new terminal. Our side does not block, so that deadlines and Close end a Read; that
+// is why no library does this: they hand it through File.Fd, which makes it block.
+func openPTY() (ours, theirs *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
+	}
+	ours = os.NewFile(uintptr(fd), "/dev/ptmx")
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("TIOCSPTLCK: %w", err), ours.Close())
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, nil, errors.Join(fmt.Errorf("TIOCGPTPEER: %w", errno), ours.Close())
+	}
+	return ours, os.NewFile(peer, "terminal"), nil
+}
+
+func setSize(tty *os.File, columns, rows int) error {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) {
+		setErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows)})
+	})
+	return cmp.Or(err, setErr)
+}
+
+// startWait bounds the wait for lxc-attach to be ready.
+const startWait = 2 * time.Second
+
+// awaitTTY returns when lxc-attach has set up our terminal, and undoes a part of that. lxc-attach
+// throws away what was typed before, and turns on IGNPAR, which we had turned off, and OPOST with
+// ONLCR, which makes a second CR of each line end that the terminal in the container sends.
+// (terminal.c, lxc_setup_tios. It does that some milliseconds before it starts the command.)
+func awaitTTY(tty *os.File) {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(startWait); time.Now().Before(until); <-tick.C {
+		ready := false
+		err := raw.Control(func(fd uintptr) {
+			t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+			if err != nil || t.Iflag&unix.IGNPAR == 0 {
+				ready = err != nil
+				return
+			}
+			t.Oflag &^= unix.OPOST
+			unix.IoctlSetTermios(int(fd), unix.TCSETS, t)
+			ready = true
+		})
+		if err != nil || ready {
+			return
+		}
+	}
 }
 
 func discardIfNil(w io.Writer) io.Writer {
@@ -116,9 +175,7 @@ func (s *streams) closeOurs() {
 // start starts copying. When all output is copied the channel gets whether every stream was read to
 // its end. If a Write fails, fail is called with the error and the rest is discarded.
 func (s *streams) start(fail func(error)) <-chan bool {
-	if s.stdin != nil {
-		go s.copyStdin()
-	}
+	go s.copyStdin()
 	var group errgroup.Group
 	var open atomic.Bool
 	for _, o := range s.outputs {
@@ -139,7 +196,12 @@ func (s *streams) start(fail func(error)) <-chan bool {
 
 // copyStdin copies until the caller's stdin or the command has ended.
 func (s *streams) copyStdin() {
-	io.CopyBuffer(s.stdinTo, struct{ io.Reader }{s.stdin}, make([]byte, chunk))
+	if s.tty {
+		awaitTTY(s.stdinTo)
+	}
+	if s.stdin != nil {
+		io.CopyBuffer(s.stdinTo, struct{ io.Reader }{s.stdin}, make([]byte, chunk))
+	}
 	if s.tty {
 		s.stdinTo.Write([]byte{4}) // ^D: a terminal has no other end of input
 		return
