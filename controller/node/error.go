@@ -148,8 +148,12 @@ func advice(n *Node, text string) string {
 		hint = "a certificate has expired, or a clock is wrong"
 	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "bad certificate"):
 		hint = "the agent refuses our certificate; check tls.cert_file here and tls.ca_file there"
+	case strings.Contains(text, "broken pipe"), strings.Contains(text, "connection reset"), strings.Contains(text, "EOF"):
+		// In TLS 1.3 a server looks at our certificate after the client's side is done, so its alert may be overtaken by
+		// the end of the connection.
+		hint = "the connection was closed; is the agent being restarted, or does it refuse our certificate? journalctl -u phoenix-agent"
 	default:
-		hint = "the connection was lost or refused"
+		hint = "the connection was lost"
 	}
 	return fmt.Sprintf("the agent at %s cannot be reached: %s (%s)", n.address, hint, text)
 }
