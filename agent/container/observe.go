@@ -52,6 +52,22 @@ func (m *Manager) Get(ctx context.Context, ctid int32) (Container, *pveconf.File
 	return m.observe(ctx, ctid, inv)
 }
 
+// Running returns how the container runs, without looking at its conf or devices. The error wraps confstore.ErrNotFound if
+// this node has no such container, and [ErrNotRunning] if it does not run.
+func (m *Manager) Running(ctx context.Context, ctid int32) (Running, error) {
+	if _, err := m.Confs.Read(ctid); err != nil {
+		return Running{}, err
+	}
+	running, err := m.Runtime.Observe(ctx, ctid, nil)
+	if err != nil {
+		return Running{}, err
+	}
+	if running.State != lxcmon.Running {
+		return Running{}, fmt.Errorf("CTID %d: %w (%v)", ctid, ErrNotRunning, running.State)
+	}
+	return running, nil
+}
+
 func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) (Container, *pveconf.File, error) {
 	b, err := m.Confs.Read(ctid)
 	if err != nil {

@@ -98,7 +98,8 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 		return Container{}, err
 	}
 	// From here on the container is down because we are restarting it: leaving with the caller would leave it down.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Timeout+2*startTimeout)
+	// pct shutdown may take twice its timeout and five seconds (LXC.pm, vm_stop).
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*(opts.Timeout+5*time.Second)+2*startTimeout)
 	defer cancel()
 
 	intent := intent{CTID: ctid, Who: opts.Who, Why: opts.Why}

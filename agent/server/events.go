@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -143,7 +145,7 @@ func (e *events) watch(ctx context.Context, send func(*agentv1.WatchEventsRespon
 }
 
 func sendDifference(sent, now snapshot, send func(*agentv1.WatchEventsResponse) error) error {
-	for ctid := range sent.containers {
+	for _, ctid := range slices.Sorted(maps.Keys(sent.containers)) {
 		if _, ok := now.containers[ctid]; !ok {
 			msg := event()
 			msg.Event = &agentv1.WatchEventsResponse_RemovedCtid{RemovedCtid: ctid}
@@ -152,7 +154,8 @@ func sendDifference(sent, now snapshot, send func(*agentv1.WatchEventsResponse) 
 			}
 		}
 	}
-	for ctid, c := range now.containers {
+	for _, ctid := range slices.Sorted(maps.Keys(now.containers)) {
+		c := now.containers[ctid]
 		if proto.Equal(c, sent.containers[ctid]) {
 			continue
 		}

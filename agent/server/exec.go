@@ -16,8 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"phoenix.internal/agent/attach"
-	"phoenix.internal/agent/container"
-	"phoenix.internal/agent/lxcmon"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
@@ -70,14 +68,11 @@ func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
 	defer leave()
 
 	ctx := stream.Context()
-	c, _, err := s.node.Containers.Get(ctx, start.GetCtid())
+	running, err := s.node.Containers.Running(ctx, start.GetCtid())
 	if err != nil {
 		return &ctidError{start.GetCtid(), err}
 	}
-	if c.Running.State != lxcmon.Running {
-		return &ctidError{start.GetCtid(), fmt.Errorf("CTID %d: %w", start.GetCtid(), container.ErrNotRunning)}
-	}
-	return s.run(ctx, stream, start, timeout, c.Running.Instance)
+	return s.run(ctx, stream, start, timeout, running.Instance)
 }
 
 func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecServer, start *typev1.ExecStart, timeout time.Duration, instance string) error {

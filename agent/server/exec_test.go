@@ -132,7 +132,7 @@ func TestExecRefusals(t *testing.T) {
 		{"a huge terminal", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Tty: true, Size: &typev1.TerminalSize{Columns: 65535, Rows: 1}})},
 			codes.InvalidArgument, "size.columns: 65535 is not between 1 and 4096"},
 		{"a container that does not run", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 902, Argv: sh})},
-			codes.FailedPrecondition, "CTID 902: container does not run"},
+			codes.FailedPrecondition, "CTID 902: container does not run (stopped)"},
 		{"a container that is not there", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 999, Argv: sh})},
 			codes.NotFound, "conf of CTID 999: no such container on this node"},
 		{"two starts", []*typev1.ExecInput{startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh, Stdin: true}), startCommand(&typev1.ExecStart{Ctid: 901, Argv: sh})},

@@ -219,7 +219,7 @@ func TestRefusals(t *testing.T) {
 		{"restart with a negative timeout", restart(&agentv1.RestartRequest{Ctid: 901, Timeout: durationpb.New(-time.Second)}),
 			codes.InvalidArgument, "INVALID_FIELD", "timeout: -1s is not between 0 s and 10m0s"},
 		{"probe of a stopped container", second(containers.Probe(ctx, &agentv1.ProbeRequest{Ctid: 901})),
-			codes.FailedPrecondition, "CONTAINER_NOT_RUNNING", "CTID 901: container does not run"},
+			codes.FailedPrecondition, "CONTAINER_NOT_RUNNING", "CTID 901: container does not run (stopped)"},
 		{"no such revision", second(containers.GetRevision(ctx, &agentv1.GetRevisionRequest{Ctid: 901, Revision: 7})),
 			codes.NotFound, "REVISION_NOT_FOUND", "CTID 901 has no revision 7"},
 		{"no GPU to prepare", second(devices.PrepareDevices(ctx, &agentv1.PrepareDevicesRequest{})),
