@@ -67,7 +67,7 @@ func apply(ctx context.Context, s *session, o applyOptions) error {
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
-	f := follower[*controllerv1.ApplyResponse]{session: s, recv: r.Recv, stop: cancel, owned: s.local}
+	f := follower[*controllerv1.ApplyResponse]{session: s, what: "apply", recv: r.Recv, stop: cancel, owned: s.local}
 	return f.follow(ctx)
 }
 
@@ -79,6 +79,6 @@ func runWatch(ctx context.Context, s *session, id string) error {
 	if err != nil {
 		return fmt.Errorf("watch run %s: %w", id, err)
 	}
-	f := follower[*controllerv1.WatchRunResponse]{session: s, recv: r.Recv, stop: cancel}
+	f := follower[*controllerv1.WatchRunResponse]{session: s, what: "watch run " + id, recv: r.Recv, stop: cancel}
 	return f.follow(ctx)
 }

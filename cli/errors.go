@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -198,8 +199,11 @@ func adviceFor(reason errorv1.Reason, metadata map[string]string) string {
 	for key, value := range metadata {
 		text = strings.ReplaceAll(text, "{"+key+"}", value)
 	}
-	return text
+	// What a server left out stays as a word to fill in: CTID.
+	return placeholder.ReplaceAllStringFunc(text, func(s string) string { return strings.ToUpper(strings.Trim(s, "{}")) })
 }
+
+var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
 
 // advice says for each reason what a person does next.
 var advice = map[errorv1.Reason]string{

@@ -130,6 +130,10 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 		}
 		start.Size = terminalSize(s)
 	}
+	// Before the command can begin, so that no signal is lost between the two.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, forwarded...)
+	defer signal.Stop(signals)
 	stream, err := controllerv1.NewContainerServiceClient(s.conn).Exec(ctx)
 	if err != nil {
 		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
@@ -145,8 +149,11 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 		defer func() { err = errors.Join(err, restore()) }()
 	}
 	in := execInput{send: stream.Send, cancel: cancel, inputs: make(chan *typev1.ExecInput)}
-	finish := in.start(ctx, s, o)
-	defer finish()
+	finish, err := in.start(ctx, s, o, signals)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, finish()) }()
 	exit, err := receive(stream, s)
 	if err != nil {
 		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
@@ -209,13 +216,16 @@ type execInput struct {
 	inputs chan *typev1.ExecInput
 }
 
-// start begins to send and returns what ends it. The reader of stdin is not waited for: a read of a terminal or pipe
-// cannot be interrupted, and ends with the process.
-func (in *execInput) start(ctx context.Context, s *session, o execOptions) (finish func()) {
+// start begins to send and returns what ends it.
+func (in *execInput) start(ctx context.Context, s *session, o execOptions, signals <-chan os.Signal) (finish func() error, err error) {
+	endStdin := func() error { return nil }
 	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
-		syscall.SIGWINCH, syscall.SIGPIPE)
+	if o.stdin {
+		if endStdin, err = in.startStdin(ctx, s.in); err != nil {
+			cancel()
+			return nil, err
+		}
+	}
 	sent, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -225,16 +235,37 @@ func (in *execInput) start(ctx context.Context, s *session, o execOptions) (fini
 		defer close(watched)
 		in.watch(ctx, s, o, signals)
 	}()
-	if o.stdin {
-		go in.readStdin(ctx, s.in)
-	}
-	return func() {
-		signal.Stop(signals)
+	return func() error {
 		cancel()
 		in.cancel() // a Send that waits for the other side's window returns
 		<-watched
 		<-sent
+		return endStdin()
+	}, nil
+}
+
+// startStdin begins to read stdin and returns what ends that, after ctx has ended. A reader that is no file, as only
+// tests have, is not waited for.
+func (in *execInput) startStdin(ctx context.Context, stdin io.Reader) (end func() error, err error) {
+	f, ok := stdin.(*os.File)
+	if !ok {
+		go in.readStdin(ctx, stdin)
+		return func() error { return nil }, nil
 	}
+	input, err := terminal.NewInput(f)
+	if err != nil {
+		return nil, err
+	}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		in.readStdin(ctx, input)
+	}()
+	return func() error {
+		err := input.Stop()
+		<-read
+		return errors.Join(err, input.Close())
+	}, nil
 }
 
 func (in *execInput) sendAll(ctx context.Context) {
@@ -274,7 +305,13 @@ func (in *execInput) readStdin(ctx context.Context, r io.Reader) {
 	}
 }
 
-// signalNames are the signals that are passed on, by the names of the API.
+// forwarded are the signals that concern an exec. A write to a pipe that nobody reads must fail instead of killing this
+// process, which has a terminal to restore.
+var forwarded = []os.Signal{
+	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGPIPE,
+}
+
+// signalNames are the signals that are passed on to the command, by the names of the API.
 var signalNames = map[os.Signal]string{
 	syscall.SIGINT: "INT", syscall.SIGTERM: "TERM", syscall.SIGHUP: "HUP", syscall.SIGQUIT: "QUIT",
 	syscall.SIGUSR1: "USR1", syscall.SIGUSR2: "USR2",

@@ -77,7 +77,22 @@ func (f *fake) last(t *testing.T) proto.Message {
 func (f *fake) serve(t *testing.T) func(context.Context, cli.Config) (*cli.Conn, error) {
 	t.Helper()
 	pipe := bufconn.Listen(1 << 20)
-	srv := grpc.NewServer()
+	f.listen(t, pipe)
+	return func(context.Context, cli.Config) (*cli.Conn, error) {
+		conn, err := grpc.NewClient("passthrough:///fake",
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, err
+		}
+		return cli.NewConn(conn, conn.Close), nil
+	}
+}
+
+// listen serves the fake on a listener until the test ends.
+func (f *fake) listen(t *testing.T, on net.Listener, opts ...grpc.ServerOption) {
+	t.Helper()
+	srv := grpc.NewServer(opts...)
 	controllerv1.RegisterFleetServiceServer(srv, f)
 	controllerv1.RegisterRunServiceServer(srv, f)
 	controllerv1.RegisterNodeServiceServer(srv, f)
@@ -91,17 +106,8 @@ func (f *fake) serve(t *testing.T) func(context.Context, cli.Config) (*cli.Conn,
 	}
 	healthv1.RegisterHealthServer(srv, h)
 	var served sync.WaitGroup
-	served.Go(func() { srv.Serve(pipe) })
+	served.Go(func() { srv.Serve(on) })
 	t.Cleanup(func() { srv.Stop(); served.Wait() })
-	return func(context.Context, cli.Config) (*cli.Conn, error) {
-		conn, err := grpc.NewClient("passthrough:///fake",
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
-			grpc.WithTransportCredentials(insecure.NewCredentials()))
-		if err != nil {
-			return nil, err
-		}
-		return cli.NewConn(conn, conn.Close), nil
-	}
 }
 
 // A result is what one call of phoenix-cli wrote, and how it ended.

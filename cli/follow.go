@@ -28,6 +28,7 @@ type runMessage interface {
 // A follower shows a run while it goes on, until it ends.
 type follower[M runMessage] struct {
 	*session
+	what  string // what is being done, for errors
 	recv  func() (M, error)
 	stop  func() // makes recv return
 	owned bool   // whether the run ends with this process, so that an interrupt must cancel it first
@@ -123,7 +124,7 @@ func (f *follower[M]) interrupt(ctx context.Context, p *progress) error {
 		return err
 	}
 	if p.run == nil {
-		return errors.New("interrupted before the run began")
+		return fmt.Errorf("%s: interrupted before the run began", f.what)
 	}
 	id := p.run.GetRun()
 	if !f.owned {
@@ -145,7 +146,7 @@ func (f *follower[M]) interrupt(ctx context.Context, p *progress) error {
 // lost is the end of the stream before the end of the run.
 func (f *follower[M]) lost(p *progress, err error) error {
 	if p.run == nil {
-		return fmt.Errorf("apply: %w", err)
+		return fmt.Errorf("%s: %w", f.what, err)
 	}
 	id := p.run.GetRun()
 	return errors.Join(fmt.Errorf("follow run %s: %w", id, err), &failure{
@@ -157,7 +158,7 @@ func (f *follower[M]) lost(p *progress, err error) error {
 // verdict tells how the run ended.
 func (f *follower[M]) verdict(p *progress) error {
 	if p.run == nil {
-		return errors.New("apply: the answer ended before the run began")
+		return fmt.Errorf("%s: the answer ended before the run began", f.what)
 	}
 	run := p.run
 	if err := f.view.pause(); err != nil {
