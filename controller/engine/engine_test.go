@@ -855,3 +855,100 @@ func TestNextEndsWithItsContext(t *testing.T) {
 		b.want(b.end(w), "succeeded", "901 succeeded: check unchanged, patch succeeded, restart succeeded, verify succeeded")
 	})
 }
+
+// A broken store fails its writes after so many.
+type brokenStore struct {
+	store.Store
+	left int
+}
+
+func (s *brokenStore) SaveContainer(id string, c store.Container) error {
+	if s.left--; s.left < 0 {
+		return errors.New("no space left on device")
+	}
+	return s.Store.SaveContainer(id, c)
+}
+
+// What cannot be recorded is not done.
+func TestNoActWithoutRecord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFake("pve1")
+		c := f.add("pve1", 901, true)
+		b := newBench(t, f, `{"901": {"gpu_assignment": "0"}}`)
+		cfg := b.cfg
+		cfg.Store = &brokenStore{Store: b.store, left: 2} // the first step's intent and outcome
+		b.Engine = engine.New(cfg)
+		r := b.apply(engine.Request{})
+		b.want(r, "failed", "901 failed: check unchanged, patch skipped, restart skipped, verify skipped")
+		b.wantActs("pve1 prepare [0]")
+		if got, want := r.Containers[0].Error, "no space left on device"; got != want || c.starts != 1 {
+			t.Errorf("error %q, want %q; started %d times", got, want, c.starts)
+		}
+	})
+}
+
+func TestPlanChangesNothing(t *testing.T) {
+	f := newFake("pve1")
+	f.add("pve1", 901, true)
+	b := newBench(t, f, `{"901": {"gpu_assignment": "0", "unheard_of": 1}}`)
+	p, err := b.Plan(t.Context(), engine.Request{CTIDs: []int32{901}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Plan.Containers) != 1 || len(p.Plan.Containers[0].Steps) != 4 || len(p.Findings) != 1 || len(p.Observed.Nodes) != 1 {
+		t.Errorf("Plan = %+v, findings %v", p.Plan, p.Findings)
+	}
+	b.wantActs()
+	if runs, err := b.Runs(0); err != nil || len(runs) != 0 {
+		t.Errorf("runs: %v, %v", runs, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Plan(ctx, engine.Request{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Plan with an ended context = %v", err)
+	}
+	if _, err := b.Apply(ctx, engine.Request{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Apply with an ended context = %v", err)
+	}
+	if got := b.Active(); len(got) != 0 {
+		t.Errorf("Active = %v after a refused apply", got)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	shared := []node.Probed{
+		{Path: "/dev/nvidia-uvm", GPU: -1, Outcome: node.Opened}, {Path: "/dev/nvidia-uvm-tools", GPU: -1, Outcome: node.Opened},
+		{Path: "/dev/nvidiactl", GPU: -1, Outcome: node.Opened},
+	}
+	gpu := func(n int, o node.Outcome) node.Probed {
+		return node.Probed{Path: fmt.Sprintf("/dev/nvidia%d", n), GPU: n, Outcome: o, Errno: "E", Message: "m"}
+	}
+	tests := []struct {
+		name    string
+		results []node.Probed
+		desired []int
+		want    []string
+	}{
+		{"as assigned", append(shared, gpu(0, node.Absent), gpu(1, node.Opened)), []int{1}, nil},
+		{"refused in any way", append(shared, gpu(0, node.Denied), gpu(1, node.Opened), gpu(2, node.NotADevice), gpu(3, node.NoPermission)), []int{1}, nil},
+		{"no proof of a refusal", append(shared, gpu(0, node.TimedOut), gpu(1, node.Opened)), []int{1},
+			[]string{"not assigned, but not closed inside: /dev/nvidia0: timeout (E): m"}},
+		{"no driver is no refusal", append(shared, gpu(0, node.NoDriver)), nil,
+			[]string{"not assigned, but not closed inside: /dev/nvidia0: no driver (E): m"}},
+		{"nothing assigned, nothing there", []node.Probed{gpu(0, node.Absent)}, nil, nil},
+		{"not probed", []node.Probed{shared[2]}, []int{1}, []string{
+			"/dev/nvidia-uvm was not probed: the node does not know it; look at phoenix-cli devices",
+			"/dev/nvidia-uvm-tools was not probed: the node does not know it; look at phoenix-cli devices",
+			"GPU 1 was not probed: the node has no device for it; look at phoenix-cli devices",
+		}},
+		{"the conf gives a device that no use needs", append(shared, gpu(1, node.Opened),
+			node.Probed{Path: "/dev/nvidia-modeset", GPU: -1, Expected: true, Outcome: node.Denied}), []int{1}, []string{"/dev/nvidia-modeset: denied"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, engine.Judge(test.results, test.desired, false)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}

@@ -225,6 +225,9 @@ func resumed(c store.Container, p plan.Container) store.Container {
 		}
 		steps = append(steps, s)
 	}
+	if fresh.State == store.StepUnchanged && slices.ContainsFunc(steps, func(s store.Step) bool { return s.State == store.StepSucceeded }) {
+		fresh.State = store.StepSucceeded // only that could not be recorded any more
+	}
 	fresh.Steps = append(steps, fresh.Steps...)
 	slices.SortStableFunc(fresh.Steps, func(a, b store.Step) int { return cmp.Compare(a.Kind, b.Kind) })
 	return fresh

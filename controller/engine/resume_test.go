@@ -235,7 +235,7 @@ func TestResume(t *testing.T) {
 	}
 	resume := func(t *testing.T, b *bench) store.Run {
 		b.restartEngine(t.Context())
-		w, err := b.Watch("2026")
+		w, err := b.Watch("20") // the only run
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,6 +303,21 @@ func TestResume(t *testing.T) {
 			if got, want := r.Containers[1].Error, "it is not in the fleet file any more"; got != want || r.Containers[1].State != store.StepFailed {
 				t.Errorf("902 is %s: %q, want failed: %q", r.Containers[1].State, got, want)
 			}
+			b.wantActs()
+		})
+	})
+	t.Run("only the end was not recorded", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			f := newFake("pve1")
+			f.add("pve1", 901, true, 0)
+			b := newBench(t, f, `{"901": {"gpu_assignment": "0"}}`)
+			r := b.apply(engine.Request{})
+			r.State, r.Ended, r.Containers[0].State = store.RunRunning, time.Time{}, store.StepRunning
+			if err := b.store.SaveRun(r); err != nil {
+				t.Fatal(err)
+			}
+			f.calls = nil
+			b.want(resume(t, b), "succeeded", "901 succeeded: check unchanged, verify succeeded")
 			b.wantActs()
 		})
 	})

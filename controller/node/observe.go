@@ -24,7 +24,7 @@ const (
 func (f *Fleet) Observe(ctx context.Context) *observed.Fleet {
 	o := &observed.Fleet{Nodes: make([]observed.Node, len(f.nodes))}
 	f.each(ctx, observeTimeout, func(ctx context.Context, i int, n *Node) { o.Nodes[i] = n.observe(ctx) })
-	f.remember(o)
+	f.remember(ctx, o)
 	return o
 }
 
@@ -50,13 +50,21 @@ func (n *Node) observe(ctx context.Context) observed.Node {
 }
 
 // remember notes where containers are, for Find.
-func (f *Fleet) remember(o *observed.Fleet) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Fleet) remember(ctx context.Context, o *observed.Fleet) {
 	for _, n := range o.Nodes {
 		for _, c := range n.Containers {
-			f.found[c.CTID] = n.Name
+			f.note(ctx, c.CTID, n.Name)
 		}
+	}
+}
+
+func (f *Fleet) note(ctx context.Context, ctid int32, name string) {
+	f.mu.Lock()
+	last := f.found[ctid]
+	f.found[ctid] = name
+	f.mu.Unlock()
+	if last != "" && last != name {
+		f.log.InfoContext(ctx, "container is on another node", "ctid", ctid, "node", name, "before", last)
 	}
 }
 
@@ -125,9 +133,7 @@ func (f *Fleet) Find(ctx context.Context, ctid int32) (*Node, error) {
 	case len(nodes) > 1:
 		return nil, &SeveralError{CTID: ctid, Nodes: nodes}
 	case len(nodes) == 1:
-		f.mu.Lock()
-		f.found[ctid] = nodes[0]
-		f.mu.Unlock()
+		f.note(ctx, ctid, nodes[0])
 		return f.nodes[nodes[0]], nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("find CTID %d: %w", ctid, context.Cause(ctx))
