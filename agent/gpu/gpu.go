@@ -33,7 +33,7 @@ type Scanner struct {
 type Inventory struct {
 	DriverVersion    string         // of the loaded nvidia module, as "580.105.08"; empty: not loaded
 	OpenKernelModule bool           // whether it is of the open flavour
-	Majors           map[string]int // of NVIDIA's drivers by their name in /proc/devices; "nvidia" also where it is called nvidia-frontend
+	Majors           map[string]int // of character devices by their driver's name in /proc/devices; "nvidia" also where it is called nvidia-frontend
 	GPUs             []GPU          // in the order of their PCI addresses
 	Shared           []DeviceNode   // nvidia-modeset, nvidia-uvm, nvidia-uvm-tools, nvidiactl; none without driver and GPUs
 	Problems         []string       // one sentence each

@@ -17,7 +17,7 @@ func want() *gpu.Inventory {
 	return &gpu.Inventory{
 		DriverVersion:    "580.105.08",
 		OpenKernelModule: true,
-		Majors:           map[string]int{"nvidia": 195, "nvidia-caps": 234, "nvidia-caps-imex-channels": 235, "nvidia-uvm": 511},
+		Majors:           map[string]int{"mem": 1, "nvidia": 195, "nvidiactl": 195, "nvidia-caps": 234, "nvidia-caps-imex-channels": 235, "nvidia-uvm": 511},
 		GPUs: []gpu.GPU{
 			{Index: 0, UUID: uuidA, PCIAddress: "0000:01:00.0", Minor: 1, Model: "NVIDIA GeForce RTX 5060 Ti", Driver: "nvidia", NUMANode: 1,
 				Nodes: []gpu.DeviceNode{{Path: "/dev/nvidia1", Major: 195, Minor: 1, Mode: 0o666}}},
@@ -158,7 +158,7 @@ func TestScan(t *testing.T) {
 			h.pci("0000:01:00.0", "nouveau")
 		}, func(inv *gpu.Inventory) {
 			*inv = gpu.Inventory{
-				Majors: map[string]int{},
+				Majors: map[string]int{"mem": 1},
 				GPUs:   []gpu.GPU{{Index: -1, PCIAddress: "0000:01:00.0", Minor: -1, Driver: "nouveau", NUMANode: 1}},
 				Shared: []gpu.DeviceNode{
 					{Path: "/dev/nvidia-modeset", Major: 195, Minor: 254, State: gpu.Missing},
@@ -175,7 +175,7 @@ func TestScan(t *testing.T) {
 			h.remove("dev")
 			h.remove("sys")
 		}, func(inv *gpu.Inventory) {
-			*inv = gpu.Inventory{Majors: map[string]int{}}
+			*inv = gpu.Inventory{Majors: map[string]int{"mem": 1}}
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

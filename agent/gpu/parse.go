@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// parseDevices reads the majors of NVIDIA's drivers from /proc/devices: of its character section
-// only, as the block section repeats numbers. Drivers before the 550 branch register the GPUs as
-// nvidia-frontend; they are under "nvidia" too.
+// parseDevices reads the majors of drivers from /proc/devices: of its character section only, as the
+// block section repeats numbers. Of a name that stands there twice the first major counts. Drivers
+// before the 550 branch register the GPUs as nvidia-frontend; they are under "nvidia" too.
 func parseDevices(b []byte) map[string]int {
 	majors := map[string]int{}
 	inside := false
@@ -23,8 +23,8 @@ func parseDevices(b []byte) map[string]int {
 		if !inside || len(fields) != 2 || err != nil || major <= 0 {
 			continue
 		}
-		if name := fields[1]; name == "nvidia" || strings.HasPrefix(name, "nvidia-") {
-			majors[name] = major
+		if _, ok := majors[fields[1]]; !ok {
+			majors[fields[1]] = major
 		}
 	}
 	if frontend, ok := majors["nvidia-frontend"]; ok && majors["nvidia"] == 0 {

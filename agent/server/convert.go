@@ -122,7 +122,7 @@ func devicesOf(node string, inv *gpu.Inventory, containers []container.Container
 		Problems:         inv.Problems,
 	}
 	for name, major := range inv.Majors {
-		if strings.HasPrefix(name, "nvidia") {
+		if name == "nvidia" || strings.HasPrefix(name, "nvidia-") {
 			out.Majors = append(out.Majors, &typev1.DeviceNumber{Name: name, Major: int32(major)})
 		}
 	}
