@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"sync"
 	"time"
 
@@ -100,7 +101,9 @@ func (p *Prober) probe(ctx context.Context, ctid int32, devices []Device) ([]Res
 	if err != nil {
 		return nil, err
 	}
-	answer, complaint := &limited{max: maxAnswer}, &limited{max: 4 << 10}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answer, complaint := newAnswer(), &limited{max: 4 << 10}
 	process, err := p.Attacher.Start(ctx, attach.Command{
 		CTID: ctid,
 		// The first of Files is descriptor 3.
@@ -114,17 +117,42 @@ func (p *Prober) probe(ctx context.Context, ctid int32, devices []Device) ([]Res
 	if err != nil {
 		return nil, err
 	}
-	exit, err := process.Wait()
-	if err != nil {
-		return nil, err
+	ended := make(chan end, 1)
+	go func() {
+		exit, err := process.Wait()
+		ended <- end{exit, err}
+	}()
+	select {
+	case e := <-ended:
+		return e.results(answer, complaint, devices)
+	case <-answer.complete:
 	}
-	if exit.TimedOut {
+	// While the driver of a broken GPU holds one of its threads, the helper cannot end, not even by
+	// SIGKILL. Its answer does not get better by waiting; attach ends what can be ended.
+	select {
+	case e := <-ended:
+		return e.results(answer, complaint, devices)
+	case <-time.After(time.Second):
+		return parseAnswer(answer.bytes(), devices)
+	}
+}
+
+// end is how the helper ended.
+type end struct {
+	exit attach.Exit
+	err  error
+}
+
+func (e end) results(answer *answer, complaint *limited, devices []Device) ([]Result, error) {
+	switch {
+	case e.err != nil:
+		return nil, e.err
+	case e.exit.TimedOut:
 		return nil, fmt.Errorf("no answer in %v", timeout)
+	case e.exit.Code != 0:
+		return nil, fmt.Errorf("the helper ended with status %d: %.400q", e.exit.Code, complaint.Bytes())
 	}
-	if exit.Code != 0 {
-		return nil, fmt.Errorf("the helper ended with status %d: %.400q", exit.Code, complaint.Bytes())
-	}
-	return parseAnswer(answer.Bytes(), devices)
+	return parseAnswer(answer.bytes(), devices)
 }
 
 // parseAnswer reads the helper's results, which must be one for each device in the same order.
@@ -137,12 +165,16 @@ func parseAnswer(b []byte, devices []Device) ([]Result, error) {
 		return nil, fmt.Errorf("the helper answered %d results for %d devices", len(results), len(devices))
 	}
 	for i, r := range results {
-		if r.Path != devices[i].Path || !outcomes[r.Outcome] || len(r.Errno) > 32 {
-			return nil, fmt.Errorf("the helper's result for %q is not valid", devices[i].Path)
+		d := devices[i]
+		wrong := d.Major >= 0 && r.Major != d.Major || d.Minor >= 0 && r.Minor != d.Minor
+		if r.Path != d.Path || !outcomes[r.Outcome] || !errnoPattern.MatchString(r.Errno) || r.Outcome == Opened && wrong {
+			return nil, fmt.Errorf("the helper's result for %q is not valid", d.Path)
 		}
 	}
 	return results, nil
 }
+
+var errnoPattern = regexp.MustCompile(`^[A-Z0-9]{0,32}$`)
 
 // program returns the sealed copy.
 func (p *Prober) program() (*os.File, error) {
@@ -211,6 +243,39 @@ func seal(from *os.File) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("seal: %w", err), to.Close())
 	}
 	return to, nil
+}
+
+// answer is the helper's stdout up to the end of its line.
+type answer struct {
+	complete chan struct{} // closed when the line has ended; nothing is kept after it
+
+	mu   sync.Mutex
+	line limited
+}
+
+func newAnswer() *answer {
+	return &answer{complete: make(chan struct{}), line: limited{max: maxAnswer}}
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-a.complete:
+		return 0, errors.New("output after the answer")
+	default:
+	}
+	n, err := a.line.Write(b)
+	if err == nil && bytes.HasSuffix(b, []byte("\n")) {
+		close(a.complete)
+	}
+	return n, err
+}
+
+func (a *answer) bytes() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.line.Bytes()
 }
 
 // limited keeps the first max bytes that are written to it, and refuses more.
