@@ -140,13 +140,21 @@ func (g *generator) run() error {
 		g.line("lxc.init.cmd", "%s", entrypoint)
 	}
 	g.network()
-	for _, e := range g.conf.Raw() {
-		g.line(e.Key, "%s", e.Value)
-	}
+	g.raw(func(key string) bool { return key == "lxc.environment.runtime" })
+	g.raw(func(key string) bool { return key != "lxc.environment.runtime" })
 	if cores := g.number("cores", 0); cores > 0 && g.host.CPUs > 0 && !g.hasRaw("lxc.cgroup2.cpuset.cpus") {
 		g.line("lxc.cgroup2.cpuset.cpus", "%s", firstCPUs(min(int(cores), g.host.CPUs)))
 	}
 	return nil
+}
+
+// raw writes the raw lines whose key is wanted, in the order of the file.
+func (g *generator) raw(wanted func(key string) bool) {
+	for _, e := range g.conf.Raw() {
+		if wanted(e.Key) {
+			g.line(e.Key, "%s", e.Value)
+		}
+	}
 }
 
 // Unprivileged tells whether the container has a user namespace: it says so, or has a map of its own.
@@ -228,7 +236,7 @@ func (g *generator) devices() error {
 
 func (g *generator) device(path string) (Device, error) {
 	if g.host.Device == nil {
-		return Device{}, fmt.Errorf("Device %s does not exist", path) //nolint:staticcheck // Proxmox's words
+		return Device{}, fmt.Errorf("Device %s does not exist", path)
 	}
 	return g.host.Device(path)
 }

@@ -21,7 +21,7 @@ func (h *Host) load(ctid int32) (*pveconf.File, error) {
 	b, err := os.ReadFile(h.confPath(ctid))
 	if notFound(err) {
 		return nil, &statusError{
-			fmt.Errorf("Configuration file 'nodes/%s/lxc/%d.conf' does not exist", h.Node, ctid), //nolint:staticcheck // Proxmox's words
+			proxmox("Configuration file 'nodes/%s/lxc/%d.conf' does not exist", h.Node, ctid),
 			int(syscall.ENOENT)}
 	}
 	if err != nil {
@@ -63,7 +63,7 @@ func checkLock(conf *pveconf.File) error {
 	if lock == "" || lock == "0" {
 		return nil
 	}
-	return fmt.Errorf("CT is locked (%s)", lock)
+	return proxmox("CT is locked (%s)", lock)
 }
 
 func checkLockForStart(conf *pveconf.File) error {
@@ -125,7 +125,7 @@ func waitForLock(f *os.File, wait time.Duration) error {
 // checkQuorum refuses on a node without quorum. The sandbox's /etc/pve is a plain folder, whose link
 // `local` always looks writable, so a test takes the quorum away in .members.
 func checkQuorum() error {
-	noQuorum := errors.New("cluster not ready - no quorum?")
+	noQuorum := proxmox("cluster not ready - no quorum?")
 	fi, err := os.Lstat(filepath.Join(pveDir, "local"))
 	if err != nil || fi.Mode().Perm()&0o200 == 0 {
 		return noQuorum
@@ -195,9 +195,9 @@ func machine() lxcconf.Host {
 func statDevice(path string) (lxcconf.Device, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err == unix.ENOENT {
-		return lxcconf.Device{}, fmt.Errorf("Device %s does not exist", path) //nolint:staticcheck // Proxmox's words
+		return lxcconf.Device{}, proxmox("Device %s does not exist", path)
 	} else if err != nil {
-		return lxcconf.Device{}, fmt.Errorf("Error accessing device %s", path) //nolint:staticcheck // Proxmox's words
+		return lxcconf.Device{}, proxmox("Error accessing device %s", path)
 	}
 	d := lxcconf.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}
 	switch st.Mode & unix.S_IFMT {
@@ -206,7 +206,7 @@ func statDevice(path string) (lxcconf.Device, error) {
 	case unix.S_IFBLK:
 		d.Type = 'b'
 	default:
-		return d, fmt.Errorf("%s is not a device", path)
+		return d, proxmox("%s is not a device", path)
 	}
 	return d, nil
 }

@@ -253,8 +253,8 @@ func bindNode(source, target string) error {
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mknod(target, unix.S_IFREG|0o000, 0); err != nil {
-		return fmt.Errorf("Could not mknod %s: %w", target, err) //nolint:staticcheck // Proxmox's words
+	if err := unix.Mknod(target, unix.S_IFREG, 0); err != nil {
+		return fmt.Errorf("make mount point %s: %w", target, err)
 	}
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind mount of %s to %s failed: %w", source, target, err)

@@ -24,7 +24,7 @@ func (c *call) start() error {
 		return err
 	}
 	if running(c.ctid) {
-		return fmt.Errorf("CT %d already running", c.ctid)
+		return proxmox("CT %d already running", c.ctid)
 	}
 	if err := checkQuorum(); err != nil {
 		return err
@@ -39,7 +39,7 @@ func (c *call) startLocked(checkConfLock bool) error {
 		return err
 	}
 	if isTemplate(conf) {
-		return errors.New("you can't start a CT if it's a template")
+		return proxmox("you can't start a CT if it's a template")
 	}
 	if checkConfLock {
 		if err := checkLockForStart(conf); err != nil {
@@ -95,7 +95,7 @@ func (h *Host) startMonitor(ctid int32) error {
 				return nil // it ran, and its init ended by itself
 			}
 			h.printMonitorErrors(ctid)
-			return fmt.Errorf("startup for container '%d' failed", ctid)
+			return proxmox("startup for container '%d' failed", ctid)
 		case <-tick.C:
 			if state(ctid) != stateRunning {
 				continue
@@ -166,7 +166,7 @@ func (c *call) stop() error {
 		return err
 	}
 	if !running(c.ctid) {
-		return fmt.Errorf("CT %d not running", c.ctid)
+		return proxmox("CT %d not running", c.ctid)
 	}
 	return c.locked(c.ctid, func() error {
 		conf, err := c.load(c.ctid)
@@ -191,7 +191,7 @@ func (c *call) shutdown() error {
 		return err
 	}
 	if !running(c.ctid) {
-		return fmt.Errorf("CT %d not running", c.ctid)
+		return proxmox("CT %d not running", c.ctid)
 	}
 	return c.locked(c.ctid, func() error {
 		conf, err := c.load(c.ctid)
@@ -219,7 +219,7 @@ func (c *call) reboot() error {
 		return err
 	}
 	if !running(c.ctid) {
-		return fmt.Errorf("CT %d not running", c.ctid)
+		return proxmox("CT %d not running", c.ctid)
 	}
 	return c.locked(c.ctid, func() error {
 		if !running(c.ctid) {
@@ -247,10 +247,10 @@ func (c *call) stopLocked(args ...string) error {
 	stop.Env = environment
 	stop.Stdout, stop.Stderr = c.Out, c.Out
 	if err := stop.Run(); err != nil && running(c.ctid) {
-		return errors.New("container did not stop")
+		return proxmox("container did not stop")
 	}
 	if err := waitForEnd(conn, afterwards); err != nil {
-		return errors.New("container did not stop")
+		return proxmox("container did not stop")
 	}
 	return nil
 }
@@ -261,7 +261,7 @@ func (c *call) exec() error {
 		return err
 	}
 	if !running(c.ctid) {
-		return fmt.Errorf("container '%d' not running!", c.ctid) //nolint:staticcheck // Proxmox's words
+		return proxmox("container '%d' not running!", c.ctid)
 	}
 	if len(c.args) == 0 {
 		return &usageError{"400 not enough arguments"}

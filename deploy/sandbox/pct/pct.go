@@ -44,6 +44,14 @@ type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
 
+// proxmoxError is a message in Proxmox's own words, which callers know; they are not in our style.
+type proxmoxError string
+
+func (e proxmoxError) Error() string { return string(e) }
+
+// proxmox makes a proxmoxError.
+func proxmox(format string, args ...any) error { return proxmoxError(fmt.Sprintf(format, args...)) }
+
 // A statusError has an exit status of its own.
 type statusError struct {
 	error

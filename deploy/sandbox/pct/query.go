@@ -115,7 +115,7 @@ func (c *call) config() error {
 		snapshots := conf.Snapshots()
 		i := slices.IndexFunc(snapshots, func(s pveconf.Section) bool { return s.Name == name })
 		if i < 0 {
-			return fmt.Errorf("snapshot '%s' does not exist", name)
+			return proxmox("snapshot '%s' does not exist", name)
 		}
 		section = snapshots[i]
 	} else if !c.on("current") && conf.Pending().Line > 0 {

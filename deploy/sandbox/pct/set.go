@@ -1,7 +1,6 @@
 package pct
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -17,7 +16,7 @@ func (c *call) unlock() error {
 			return err
 		}
 		if lock, _ := conf.Property("lock"); lock == "" {
-			return errors.New("no lock found trying to remove any lock")
+			return proxmox("no lock found trying to remove any lock")
 		}
 		conf.Unset("lock")
 		return c.rewrite(c.ctid, conf)
@@ -42,11 +41,11 @@ func (c *call) set() error {
 	delete(c.options, "digest")
 	delete(c.options, "delete")
 	if len(c.options) == 0 && len(remove) == 0 {
-		return errors.New("no options specified")
+		return proxmox("no options specified")
 	}
 	for _, key := range remove {
 		if slices.Contains([]string{"memory", "rootfs", "ostype", "unprivileged"}, key) {
-			return fmt.Errorf("unable to delete required option '%s'", key)
+			return proxmox("unable to delete required option '%s'", key)
 		}
 	}
 	return c.locked(c.ctid, func() error {
@@ -58,7 +57,7 @@ func (c *call) set() error {
 			return err
 		}
 		if digest != "" && digest != conf.Digest() {
-			return errors.New("detected modified configuration - file changed by other user? Try again.")
+			return proxmox("detected modified configuration - file changed by other user? Try again.")
 		}
 		if conf, err = c.change(conf, remove); err != nil {
 			return err
