@@ -4,6 +4,7 @@
 package agenttest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -28,8 +29,9 @@ import (
 type Options struct {
 	Name     string
 	GPUs     int
-	UVMMajor int // default 511
-	CA       *CA // default: one of its own
+	UVMMajor int    // default 511
+	CA       *CA    // default: one of its own
+	Dir      string // where its trees go, which may hold confs already; default: a temporary directory
 }
 
 // A Node is a running fake node.
@@ -63,7 +65,10 @@ func New(t testing.TB, options Options) *Node {
 	if options.CA == nil {
 		options.CA = NewCA(t)
 	}
-	n := &Node{Name: options.Name, Dir: t.TempDir(), CA: options.CA, options: options, t: t}
+	if options.Dir == "" {
+		options.Dir = t.TempDir()
+	}
+	n := &Node{Name: options.Name, Dir: options.Dir, CA: options.CA, options: options, t: t}
 	n.layOut()
 	confs := &confstore.Store{
 		PVE:         n.path("etc/pve"),
@@ -77,13 +82,15 @@ func New(t testing.TB, options Options) *Node {
 		Confs: confs, GPUs: scanner, Runtime: n.Runtime, StateDir: n.path("var/lib/phoenix"),
 		Log: slog.New(slog.DiscardHandler),
 	}
-	n.serve()
+	t.Cleanup(n.Stop)
+	n.Start()
 	return n
 }
 
 func (n *Node) path(rel string) string { return filepath.Join(n.Dir, rel) }
 
-func (n *Node) serve() {
+// Start starts the agent: [New] has done so, but it may be stopped and started again, at the same address.
+func (n *Node) Start() {
 	n.t.Helper()
 	tlsConfig, err := server.TLS(server.TLSFiles(n.CA.Issue(n.t, n.Name, Server)))
 	if err != nil {
@@ -95,7 +102,7 @@ func (n *Node) serve() {
 		Prober: n.Runtime, Attacher: attacher, Log: n.Manager.Log,
 		Facts: server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
 	}, tlsConfig)
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := net.Listen("tcp", cmp.Or(n.Address, "127.0.0.1:0"))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -109,7 +116,6 @@ func (n *Node) serve() {
 			n.t.Errorf("agent of %s: %v", n.Name, err)
 		}
 	}
-	n.t.Cleanup(func() { n.Stop() })
 }
 
 // Stop ends the agent, as if the node were unreachable.
@@ -179,13 +185,34 @@ func (n *Node) layOut() {
 }
 
 // attachScript stands in for lxc-attach: it runs the command on this machine, as a child and with another interpreter than
-// the sh of most commands, by which package attach tells the two apart. The commands of tests must be harmless.
+// the sh of most commands, by which package attach tells the two apart. The commands of tests must be harmless. A
+// container that has a directory from [Node.MakeVarLib] sees that as /var/lib.
 const attachScript = `#!/bin/bash
-while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done
+node=${0%/usr/bin/lxc-attach}
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+	case $1 in
+	-n) ctid=$2 ;;
+	--set-var) export "$2" ;;
+	esac
+	shift
+done
 shift
+varlib=$node/containers/$ctid/var/lib
+if [ -d "$varlib" ]; then
+	exec unshare --mount /bin/bash -c 'mount --bind "$0" /var/lib && "$@"; exit $?' "$varlib" "$@"
+fi
 "$@"
 exit $?
 `
+
+// MakeVarLib gives a container a /var/lib of its own, where the commands that are run in it may write, and returns where
+// that is on this machine.
+func (n *Node) MakeVarLib(ctid int32) string {
+	n.t.Helper()
+	dir := fmt.Sprintf("containers/%d/var/lib", ctid)
+	n.mkdir(dir)
+	return n.path(dir)
+}
 
 // MakeNode makes a device node in the node's /dev.
 func (n *Node) MakeNode(name string, major, minor int) {

@@ -29,6 +29,7 @@ type Purpose int
 const (
 	Client Purpose = iota
 	Server
+	Both // as a controller, which is called and calls
 )
 
 // Files name the PEM files of one identity.
@@ -66,7 +67,10 @@ func (ca *CA) Issue(t testing.TB, name string, purpose Purpose) Files {
 	template := certificate(name)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	if purpose == Server {
-		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		template.ExtKeyUsage = nil
+	}
+	if purpose != Client {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 		template.DNSNames = []string{name, "localhost"}
 		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	}
