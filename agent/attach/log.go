@@ -1,17 +1,20 @@
 package attach
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
 
 // maxLog bounds what is read of a log: a container may write to it while lxc-attach enters it.
 const maxLog = 64 << 10
+
+// maxText bounds the text made of it, in bytes.
+const maxText = 1000
 
 // newLog returns a file for lxc-attach's log that is in no file system.
 func newLog() (*os.File, error) {
@@ -36,19 +39,28 @@ func failure(log *os.File) string {
 }
 
 func parseLog(b []byte) string {
-	var errors []string
-	for line := range strings.Lines(string(bytes.TrimSpace(b))) {
+	var failures []string
+	for line := range strings.Lines(string(b)) {
 		// lxc-attach 901 20261123155010.616 ERROR    attach - ../src/lxc/attach.c:lxc_attach:1470 - TEXT
 		fields := strings.Fields(line)
 		if len(fields) < 4 || fields[3] != "ERROR" {
-			errors = nil
+			failures = nil
 			continue
 		}
 		_, text, _ := strings.Cut(line, " - ")
 		if _, after, found := strings.Cut(text, " - "); found {
 			text = after
 		}
-		errors = append(errors, strings.ToValidUTF8(strings.TrimSpace(text), "?"))
+		failures = append(failures, strings.TrimSpace(text))
 	}
-	return strings.Join(errors, "; ")
+	text := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.Join(failures, "; "))
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "")
+	}
+	return text
 }
