@@ -167,15 +167,22 @@ func (d *takedown) mountPoints() ([]string, error) {
 	return points, lines.Err()
 }
 
+// cliConfig removes the CLI's configuration: that of the demo also if nothing is known about the sandbox.
 func (d *takedown) cliConfig() error {
-	if d.sandbox == nil || d.sandbox.CLIConfig == "" || !isOurs(d.sandbox.CLIConfig, d.dir) {
-		return nil
+	paths := []string{DefaultCLIConfig}
+	if d.sandbox != nil && d.sandbox.CLIConfig != "" {
+		paths = []string{d.sandbox.CLIConfig}
 	}
-	if err := os.Remove(d.sandbox.CLIConfig); err != nil {
-		return err
+	for _, path := range paths {
+		if !isOurs(path, d.dir) {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		d.tell("removed %s", path)
+		_ = os.Remove(filepath.Dir(path)) // if nothing else is in it
 	}
-	d.tell("removed %s", d.sandbox.CLIConfig)
-	_ = os.Remove(filepath.Dir(d.sandbox.CLIConfig)) // if nothing else is in it
 	return nil
 }
 

@@ -2,10 +2,8 @@ package sandbox
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -100,16 +98,4 @@ func takenMajors(path string) ([]int, error) {
 		}
 	}
 	return majors, nil
-}
-
-// subnet is the network of node n, from 1, of a sandbox: a /30 in 10.177.0.0/16. The demo has 10.177.n.0/30;
-// others lie where their name puts them, above.
-func subnet(dir, name string, n int) (gateway, address netip.Addr) {
-	third, fourth := byte(n), byte(0)
-	if dir != DefaultDir {
-		sum := sha256.Sum256([]byte(name))
-		slot := binary.BigEndian.Uint16(sum[:2]) % (160 * 4) // 160 third bytes, 4 groups of 16 nodes each
-		third, fourth = byte(64+slot/4), byte(slot%4*64)+byte(4*(n-1))
-	}
-	return netip.AddrFrom4([4]byte{10, 177, third, fourth + 1}), netip.AddrFrom4([4]byte{10, 177, third, fourth + 2})
 }

@@ -19,8 +19,11 @@ import (
 	"strings"
 )
 
-// DefaultDir is the sandbox of the demo.
-const DefaultDir = "/var/lib/phoenix-sandbox"
+// The demo's sandbox, and where it puts a configuration for phoenix-cli.
+const (
+	DefaultDir       = "/var/lib/phoenix-sandbox"
+	DefaultCLIConfig = "/etc/phoenix/cli.yaml"
+)
 
 // Options say what Up makes.
 type Options struct {

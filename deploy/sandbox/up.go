@@ -139,12 +139,16 @@ func newSandbox(o Options, fleet *fleetFile) (*Sandbox, error) {
 	if fleet != nil && fleet.Driver != "" {
 		driver = fleet.Driver
 	}
+	addressesOf, err := addresses(o.Dir, s.Name, o.Nodes)
+	if err != nil {
+		return nil, err
+	}
 	for i := 1; i <= o.Nodes; i++ {
 		majors, err := chooseMajors(i)
 		if err != nil {
 			return nil, err
 		}
-		gateway, address := subnet(o.Dir, s.Name, i)
+		gateway, address := addressesOf(i)
 		s.Nodes = append(s.Nodes, Node{
 			Name: fmt.Sprintf("pve%d", i), Address: address.String(), Gateway: gateway.String(),
 			Link: fmt.Sprintf("%s.%d", s.Name, i), Majors: majors, GPUs: makeGPUs(i, o.GPUs, o.ReverseMinors && i%2 == 0), Driver: driver,

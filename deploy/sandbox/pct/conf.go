@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -185,10 +184,21 @@ func machine() lxcconf.Host {
 		Memory: controllers["memory"],
 		CPU:    controllers["cpu"],
 	}
-	if controllers["cpuset"] {
-		host.CPUs = runtime.NumCPU()
-	}
+	host.CPUs = cpus()
 	return host
+}
+
+// cpus is the number of CPUs that containers may be bound to, if those are the first of the machine; else 0.
+func cpus() int {
+	b, err := os.ReadFile("/sys/fs/cgroup/cpuset.cpus.effective")
+	if err != nil {
+		return 0 // no such controller
+	}
+	var last int
+	if _, err := fmt.Sscanf(string(b), "0-%d\n", &last); err != nil {
+		return 0
+	}
+	return last + 1
 }
 
 // statDevice follows symlinks, as Proxmox does (PVE::LXC::Tools::get_device_mode_and_rdev).

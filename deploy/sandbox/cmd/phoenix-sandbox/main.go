@@ -77,7 +77,7 @@ func runDemo(dir *string) *cobra.Command {
 		Use: "demo", Short: "Apply a fleet file to a new sandbox with agents and a controller", Args: cobra.NoArgs,
 	}
 	o := options(cmd)
-	if err := cmd.Flags().Set("cli-config", "/etc/phoenix/cli.yaml"); err != nil {
+	if err := cmd.Flags().Set("cli-config", sandbox.DefaultCLIConfig); err != nil {
 		panic(err)
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
