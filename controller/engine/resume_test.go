@@ -59,69 +59,92 @@ func (k *killer) SetVerified(ctid int32, key string) error {
 	return k.Store.SetVerified(ctid, key)
 }
 
-// The controller is killed at each of its acts and writes in turn, and comes back: the run ends under its own ID, each
-// container has what it shall have, runs, was restarted exactly once, and the next apply finds nothing to do.
+// The controller is killed at each of its acts and writes in turn, and comes back; at some points it is killed a second
+// time while it takes the run up.
 func TestResumeAfterKill(t *testing.T) {
 	points := 0
 	for n := 1; ; n++ {
-		ended := false
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				f := newFake("pve1", "pve2")
-				containers := []*fakeContainer{f.add("pve1", 901, true, 0), f.add("pve2", 902, true, 0), f.add("pve1", 903, true, 1)}
-				b := newBench(t, f, `{
-					"901": {"gpu_assignment": "0,1", "features": ["base"]},
-					"902": {"gpu_assignment": "1", "clone_from_ctid": 901},
-					"903": {"gpu_assignment": "none"}
-				}`)
-				b.write("base.sh", "setup\n")
-				k := &killer{Store: b.store, left: n}
-				cfg := b.cfg
-				cfg.Store = k
-				f.before = k.alive
-				dying := engine.New(cfg)
-				w, err := dying.Apply(t.Context(), engine.Request{Who: "root"})
-				if err != nil {
-					t.Fatal(err)
-				}
-				id := w.Run().ID
-				for err == nil {
-					_, err = w.Next(t.Context())
-				}
-				dying.Close()
-				ended = k.ended
-				f.before = nil
-
-				b.restartEngine(t.Context())
-				if ended {
-					points++
-					if w, err = b.Watch(id); err != nil {
-						t.Fatalf("killed after %q: Watch = %v", k.at, err)
-					}
-					r := b.end(w)
-					if r.State != store.RunSucceeded || r.Resumptions != 1 || r.Who != "root" {
-						t.Errorf("killed after %q: run %s, taken up %d times; want succeeded, 1; %q", k.at, r.State, r.Resumptions, summary(r))
-					}
-				}
-				for i, want := range [][]int{{0, 1}, {1}, nil} {
-					c := containers[i]
-					if c.State != observed.StateRunning || !slices.Equal(c.Effective.GPUs, want) || c.starts != 2 {
-						t.Errorf("killed after %q: CTID %d is %s with GPUs %v, started %d times; want running, %v, 2",
-							k.at, c.CTID, c.State, c.Effective.GPUs, c.starts, want)
-					}
-				}
-				f.calls = nil
-				b.want(b.apply(engine.Request{}), "succeeded", "901 unchanged: feature base unchanged", "902 unchanged", "903 unchanged")
-				b.wantActs()
-			})
-		})
-		if !ended || t.Failed() {
+		killed := 0
+		t.Run(fmt.Sprint(n), func(t *testing.T) { killed = testKill(t, n) })
+		if n%3 == 0 {
+			for _, m := range []int{1, 2, 5, 11, 18} {
+				t.Run(fmt.Sprintf("%d and %d", n, m), func(t *testing.T) { testKill(t, n, m) })
+			}
+		}
+		if killed == 0 || t.Failed() {
 			break
 		}
+		points++
 	}
 	if points < 30 {
 		t.Errorf("killed at %d points only", points)
 	}
+}
+
+// testKill applies, and kills one process after the other after so many acts and writes each. The run ends under its own
+// ID, each container has what it shall have, runs, was restarted exactly once, and the next apply finds nothing to do.
+// Returns how many processes were killed before the run had ended.
+func testKill(t *testing.T, after ...int) (killed int) {
+	bubble(t, func(t *testing.T) {
+		f := newFake("pve1", "pve2")
+		containers := []*fakeContainer{f.add("pve1", 901, true, 0), f.add("pve2", 902, true, 0), f.add("pve1", 903, true, 1)}
+		b := newBench(t, f, `{
+			"901": {"gpu_assignment": "0,1", "features": ["base"]},
+			"902": {"gpu_assignment": "1", "clone_from_ctid": 901},
+			"903": {"gpu_assignment": "none"}
+		}`)
+		b.write("base.sh", "setup\n")
+		id, points := "", []string{}
+		for i, n := range after {
+			k := &killer{Store: b.store, left: n}
+			cfg := b.cfg
+			cfg.Store = k
+			f.before = k.alive
+			dying := engine.New(cfg)
+			var w *engine.Watch
+			var err error
+			if i == 0 {
+				w, err = dying.Apply(t.Context(), engine.Request{Who: "root"})
+			} else if err = dying.Resume(t.Context()); err == nil {
+				w, err = dying.Watch(id)
+			}
+			if err == nil {
+				id = w.Run().ID
+				for err == nil {
+					_, err = w.Next(t.Context())
+				}
+			}
+			dying.Close()
+			points = append(points, k.at)
+			if !k.ended {
+				break
+			}
+			killed++
+		}
+		f.before = nil
+
+		b.restartEngine(t.Context())
+		w, err := b.Watch(id)
+		if err != nil {
+			t.Fatalf("killed after %q: Watch = %v", points, err)
+		}
+		r := b.end(w)
+		// The last process may have died before it could record that it took the run up.
+		if r.State != store.RunSucceeded || r.Resumptions > killed || r.Resumptions < min(killed, 1) || r.Who != "root" {
+			t.Errorf("killed after %q: run %s, taken up %d times; want succeeded, %d; %q", points, r.State, r.Resumptions, killed, summary(r))
+		}
+		for i, want := range [][]int{{0, 1}, {1}, nil} {
+			c := containers[i]
+			if c.State != observed.StateRunning || !slices.Equal(c.Effective.GPUs, want) || c.starts != 2 {
+				t.Errorf("killed after %q: CTID %d is %s with GPUs %v, started %d times; want running, %v, 2",
+					points, c.CTID, c.State, c.Effective.GPUs, c.starts, want)
+			}
+		}
+		f.calls = nil
+		b.want(b.apply(engine.Request{}), "succeeded", "901 unchanged: feature base unchanged", "902 unchanged", "903 unchanged")
+		b.wantActs()
+	})
+	return killed
 }
 
 // The controller goes down in the middle of a restart, which the agent finishes: there is no second one.

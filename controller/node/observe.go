@@ -49,11 +49,17 @@ func (n *Node) observe(ctx context.Context) observed.Node {
 	return o
 }
 
-// remember notes where containers are, for Find.
+// remember notes where containers are, for Find. One that is on several nodes is left out.
 func (f *Fleet) remember(ctx context.Context, o *observed.Fleet) {
+	at := map[int32][]string{}
 	for _, n := range o.Nodes {
 		for _, c := range n.Containers {
-			f.note(ctx, c.CTID, n.Name)
+			at[c.CTID] = append(at[c.CTID], n.Name)
+		}
+	}
+	for ctid, names := range at {
+		if len(names) == 1 {
+			f.note(ctx, ctid, names[0])
 		}
 	}
 }
