@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -45,6 +46,7 @@ func runNamespaces() int {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID,
 		Pdeathsig:  unix.SIGKILL,
 	}
+	ignore()
 	// The death signal comes when the thread that started the child ends, not the process.
 	runtime.LockOSThread()
 	err := cmd.Run()
@@ -58,6 +60,12 @@ func runNamespaces() int {
 	return 0
 }
 
+// ignore makes this process survive Ctrl-C and a closed stdout, to clean up after the tests, which do
+// not. Other than with signal.Ignore, they inherit nothing of it.
+func ignore() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGPIPE)
+}
+
 func command(stage string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
@@ -69,6 +77,7 @@ func command(stage string) *exec.Cmd {
 // runInit prepares the namespaces, runs the tests and removes what they left behind. It returns
 // their exit status.
 func runInit() int {
+	ignore()
 	if err := mountAll(); err != nil {
 		fmt.Fprintln(os.Stderr, "lxctest: prepare the mount namespace:", err)
 		return 1
