@@ -63,9 +63,11 @@ type Engine struct {
 	lanes lane.Lanes
 	live  sync.WaitGroup // runs under way
 
-	// ctx is that of the runs, which outlive the calls that begin them. It ends with Close, by stop.
-	ctx  context.Context
-	stop context.CancelFunc
+	// ctx is that of the runs, which outlive the calls that begin them; Close ends it by stop. No step begins after
+	// steps has ended; Drain ends it.
+	ctx, steps context.Context
+	stop       context.CancelFunc
+	drain      context.CancelCauseFunc
 
 	mu     sync.Mutex
 	closed bool
@@ -78,10 +80,34 @@ type Engine struct {
 func New(cfg Config) *Engine {
 	e := &Engine{cfg: cfg, runs: map[string]*run{}, active: map[int32]string{}}
 	e.ctx, e.stop = context.WithCancel(context.Background())
+	e.steps, e.drain = context.WithCancelCause(e.ctx)
 	return e
 }
 
-// Close leaves all runs where they are and waits for them; a restart that an agent has begun it finishes. In the store
+// Drain begins no step and no run any more, and waits until those steps that are under way have ended, or ctx has. Then
+// comes Close.
+func (e *Engine) Drain(ctx context.Context) {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.drain(ErrClosed)
+	ended := make(chan struct{})
+	go func() { // until Close at the latest
+		e.live.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+}
+
+// closing reports whether the runs are left to the next process. stop is that of a run.
+func closing(ctx, stop context.Context) bool {
+	return ctx.Err() != nil || context.Cause(stop) == ErrClosed
+}
+
+// Close breaks all runs off and waits for them; a restart that an agent has begun it finishes. In the store
 // they are still running, for [Engine.Resume] or [Engine.MarkInterrupted] of the next process.
 func (e *Engine) Close() {
 	e.mu.Lock()
@@ -326,13 +352,13 @@ func (e *Engine) start(r *run, work func(ctx, stop context.Context)) error {
 		return ErrClosed
 	}
 	id := r.record.ID
-	stop, cancel := context.WithCancelCause(e.ctx)
+	stop, cancel := context.WithCancelCause(e.steps)
 	r.cancel = cancel
 	e.runs[id] = r
 	e.live.Go(func() {
 		defer cancel(nil)
 		work(e.ctx, stop)
-		end := r.finish(e.ctx.Err() != nil)
+		end := r.finish(closing(e.ctx, stop))
 		// Released before the watchers hear of the end, so that they can apply again at once.
 		e.release(id)
 		r.endWatches(end)

@@ -90,7 +90,7 @@ func (e *Engine) takeUp(record store.Run) error {
 	}
 	return e.start(r, func(ctx, stop context.Context) {
 		err := r.replanAll(stop)
-		if ctx.Err() != nil {
+		if closing(ctx, stop) {
 			return
 		}
 		if err != nil {

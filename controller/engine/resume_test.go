@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -402,5 +403,76 @@ func TestClose(t *testing.T) {
 		if r, err = b.Run(r.ID); err != nil || r.State != store.RunInterrupted {
 			t.Errorf("run %s, %v; want interrupted", r.State, err)
 		}
+	})
+}
+
+// Drain lets the step under way end and be recorded, and begins none; the next process goes on from there.
+func TestDrain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFake("pve1")
+		c := f.add("pve1", 901, true)
+		f.add("pve1", 902, true)
+		b := newBench(t, f, `{"901": {"gpu_assignment": "0"}, "902": {"gpu_assignment": "0", "dependencies": [901]}}`)
+		w, err := b.Apply(t.Context(), engine.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(500 * time.Millisecond) // into the restart of 2 s
+		begin := time.Now()
+		b.Drain(t.Context())
+		if took := time.Since(begin); took != 1500*time.Millisecond {
+			t.Errorf("Drain took %v", took)
+		}
+		if _, err := b.Apply(t.Context(), engine.Request{}); !errors.Is(err, engine.ErrClosed) {
+			t.Errorf("Apply while draining = %v, want ErrClosed", err)
+		}
+		for err == nil {
+			_, err = w.Next(t.Context())
+		}
+		if !errors.Is(err, engine.ErrClosed) {
+			t.Errorf("Next = %v, want ErrClosed", err)
+		}
+		b.want(w.Run(), "running", "901 running: check unchanged, patch succeeded, restart succeeded, verify pending",
+			"902 pending: check pending, patch pending, restart pending, verify pending")
+		b.Close()
+
+		b.restartEngine(t.Context())
+		if w, err = b.Watch(w.Run().ID); err != nil {
+			t.Fatal(err)
+		}
+		b.want(b.end(w), "succeeded", "901 succeeded: check unchanged, patch succeeded, restart succeeded, verify succeeded",
+			"902 succeeded: check unchanged, patch succeeded, restart succeeded, verify succeeded")
+		if c.starts != 2 {
+			t.Errorf("901 was started %d times, want 2", c.starts)
+		}
+	})
+}
+
+// Drain does not wait longer than it may, also for a step that waits itself.
+func TestDrainGivesUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFake("pve1")
+		f.nodes["pve1"].gpus = nil
+		c := f.add("pve1", 901, true)
+		c.command = func(string) node.Exit { return node.Exit{Code: 1} }
+		b := newBench(t, f, `{"901": {"gpu_assignment": "none", "health_check": {"command": "false", "interval": 3600}}}`)
+		f.before = func(string) error {
+			time.Sleep(time.Hour)
+			return nil
+		}
+		w, err := b.Apply(t.Context(), engine.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		begin := time.Now()
+		b.Drain(ctx)
+		if took := time.Since(begin); took != 20*time.Second {
+			t.Errorf("Drain took %v, want 20s", took)
+		}
+		b.Close()
+		b.want(w.Run(), "running", "901 running: health running")
 	})
 }

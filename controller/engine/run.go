@@ -231,7 +231,8 @@ func (w *worker) publish(step int, c store.Container) {
 	}
 }
 
-// work waits for its turn and takes the steps. If ctx ends it leaves the record as it is, for the next process.
+// work waits for its turn and takes the steps. When the engine closes it leaves the record as it is, for the next process:
+// a step that failed then may have failed because it was given no more time, and is taken again.
 func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
 	w.stop = stop.Done()
 	err := w.await(stop, done)
@@ -243,7 +244,7 @@ func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
 			err = w.steps(ctx, stop)
 		}
 	}
-	if ctx.Err() != nil || err == nil {
+	if err == nil || closing(ctx, stop) {
 		return
 	}
 	w.giveUp(err)
