@@ -61,7 +61,7 @@ func Up(t testing.TB, o Options) *Sandbox {
 	dir := filepath.Join(t.TempDir(), "sandbox")
 	args := []string{
 		"up", "--dir", dir, "--nodes", fmt.Sprint(o.Nodes), "--gpus", fmt.Sprint(o.GPUs),
-		"--controller", freeAddress(t), "--while", fmt.Sprint(os.Getpid()),
+		"--controller", FreeAddress(t), "--while", fmt.Sprint(os.Getpid()),
 	}
 	if o.ReverseMinors {
 		args = append(args, "--reverse-minors")
@@ -188,7 +188,8 @@ func end(t testing.TB, cmd *exec.Cmd, signal syscall.Signal) {
 	}
 }
 
-func freeAddress(t testing.TB) string {
+// FreeAddress is an address of this machine where nothing listens at the moment.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
