@@ -64,13 +64,13 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitDone
 	}
-	if e, ok := errors.AsType[*commandExit](err); ok {
-		return e.code
-	}
 	if strings.HasPrefix(err.Error(), "unknown command ") { // cobra has no type for it
 		err = misuse(cmd, errors.New(strings.ReplaceAll(err.Error(), "\n\nDid you mean this?\n\t", "; did you mean ")))
 	}
 	report(p.Err, err)
+	if e, ok := errors.AsType[*commandExit](err); ok {
+		return e.code
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitMisused
 	}

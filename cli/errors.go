@@ -66,7 +66,7 @@ func report(w io.Writer, err error) {
 		}
 		return
 	}
-	if err == errQuiet {
+	if _, ok := err.(*commandExit); ok {
 		return
 	}
 	hint := ""

@@ -49,6 +49,7 @@ type fake struct {
 	plain       bool                // nothing is wrong in the fleet
 	conf        []byte              // of CTID 901 in place of the ordinary one
 	events      func(send func(proto.Message) error) error
+	cancel      func() // on CancelRun
 	exec        func(controllerv1.ContainerService_ExecServer) error
 
 	mu       sync.Mutex
@@ -501,6 +502,9 @@ func (f *fake) WatchRun(r *controllerv1.WatchRunRequest, stream controllerv1.Run
 }
 
 func (f *fake) CancelRun(_ context.Context, r *controllerv1.CancelRunRequest) (*controllerv1.CancelRunResponse, error) {
+	if f.cancel != nil {
+		f.cancel()
+	}
 	return &controllerv1.CancelRunResponse{}, f.got(r)
 }
 

@@ -124,7 +124,10 @@ func (f *follower[M]) interrupt(ctx context.Context, p *progress) error {
 		return err
 	}
 	if p.run == nil {
-		return fmt.Errorf("%s: interrupted before the run began", f.what)
+		return &failure{
+			err:  fmt.Errorf("%s: interrupted before an answer came", f.what),
+			hint: "A run may have begun nevertheless: see phoenix-cli runs.",
+		}
 	}
 	id := p.run.GetRun()
 	if !f.owned {
