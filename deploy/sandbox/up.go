@@ -222,7 +222,11 @@ func (s *Sandbox) startNode(ctx context.Context, n *Node, o Options) error {
 		return err
 	}
 	defer dir.Close()
-	holder := exec.Command("/proc/self/exe", "hold", "--dir", s.Dir, "--while", fmt.Sprint(o.While), n.Name)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	holder := exec.Command(self, "hold", "--dir", s.Dir, "--while", fmt.Sprint(o.While), n.Name)
 	holder.Dir = "/"
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:      true,

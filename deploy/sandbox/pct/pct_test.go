@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"phoenix.internal/deploy/sandbox/pct"
 	"phoenix.internal/deploy/sandbox/sandboxtest"
 )
 
@@ -53,6 +54,8 @@ func TestPct(t *testing.T) {
 		"optional entry with a missing source":       optionalMissing,
 		"reboot from inside takes the new conf":      rebootInside,
 		"set and unlock":                             setAndUnlock,
+		"config of sections":                         configSections,
+		"post-stop can be slow":                      slowPostStop,
 		"exec passes the command's status on":        execStatus,
 		"empty raw hook line removes Proxmox's hook": emptyHook,
 		"no quorum":                                  noQuorum,
@@ -383,6 +386,45 @@ func setAndUnlock(t *testing.T, n *sandboxtest.Node) {
 	want = "arch: amd64\nfeatures: nesting=1\nhostname: guest\nmemory: 128\nostype: debian\nrootfs: local:vm-disk-0,size=1G\ntags: x\nunprivileged: 1\n"
 	if got := n.Conf(220); got != want {
 		t.Errorf("after the stop got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func configSections(t *testing.T, n *sandboxtest.Node) {
+	n.Add(225, "# notes: 50%\n"+conf("lxc.autodev: 1")+"\n[pve:pending]\ndelete: hostname\nmemory: 128\n\n[old]\n#before\narch: i386\n")
+	const current = "arch: amd64\ndescription:  notes%3A 50%25%0A\nhostname: guest\nmemory: 64\nostype: debian\n" +
+		"rootfs: local:vm-disk-0,size=1G\nunprivileged: 1\nlxc.autodev: 1\n"
+	const merged = "arch: amd64\ndescription:  notes%3A 50%25%0A\nmemory: 128\nostype: debian\n" +
+		"rootfs: local:vm-disk-0,size=1G\nunprivileged: 1\nlxc.autodev: 1\n"
+	expect(t, n, "config 225", merged, "", 0)
+	expect(t, n, "config 225 --current", current, "", 0)
+	expect(t, n, "config 225 --snapshot old", "arch: i386\ndescription: before%0A\n", "", 0)
+	expect(t, n, "config 225 --snapshot new", "", "snapshot 'new' does not exist\n", 255)
+}
+
+// Between the end of the processes and the rewrite `pct status` says stopped already, but `pct stop` returns later.
+func slowPostStop(t *testing.T, n *sandboxtest.Node) {
+	n.Add(245, conf())
+	n.Must("pct", "start", "245")
+	n.SetConf(245, "onboot: yes\n"+conf())
+	delay := filepath.Join(n.Dir(), pct.PostStopDelayFile)
+	if err := os.WriteFile(delay, []byte("400ms\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(delay)
+	cmd, started := n.Command(t.Context(), "pct", "stop", "245")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started()
+	sandboxtest.Eventually(t, "it counts as stopped", func() bool { return !n.Running(245) })
+	if got, want := n.Conf(245), "onboot: yes\n"+conf(); got != want {
+		t.Errorf("rewritten already:\n%s", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := n.Conf(245), "arch: amd64\nhostname: guest\nmemory: 64\nonboot: 1\nostype: debian\nrootfs: local:vm-disk-0,size=1G\nunprivileged: 1\n"; got != want {
+		t.Errorf("after pct stop:\n%s\nwant:\n%s", got, want)
 	}
 }
 
