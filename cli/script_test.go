@@ -20,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -130,6 +131,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"controller":      startController,
 	"stop-controller": stopController,
 	"exits":           exits,
+	"eventually":      eventually,
 	"steady":          steady,
 	"certificate":     certificate,
 }
@@ -303,6 +305,21 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit status %d, want %d", got, want)
+	}
+}
+
+// eventually is exec that is repeated until the command succeeds: a controller tries an agent that was down again after
+// a moment.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 1, -1, "eventually COMMAND [ARG...]")
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		err := ts.Exec(args[0], args[1:]...)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("still not: %v", err)
+		}
 	}
 }
 
