@@ -63,7 +63,6 @@ func TestImports(t *testing.T) {
 // TestRootDaemonImportsFewModules holds the list that docs/decisions.md justifies.
 func TestRootDaemonImportsFewModules(t *testing.T) {
 	allowed := []string{
-		"github.com/creack/pty",
 		"github.com/fsnotify/fsnotify", "github.com/go-viper/mapstructure/v2", "github.com/pelletier/go-toml/v2",
 		"github.com/sagikazarmark/locafero", "github.com/sourcegraph/conc", "github.com/spf13/afero", "github.com/spf13/cast",
 		"github.com/spf13/pflag", "github.com/spf13/viper", "github.com/subosito/gotenv", "go.yaml.in/yaml/v3",

@@ -20,9 +20,9 @@ import (
 	"phoenix.internal/controller/store"
 )
 
-// stopGrace is the time that calls under way have when the daemon stops. It is below the 90 s after which systemd
-// kills.
-const stopGrace = 20 * time.Second
+// stopGrace is the time that steps and calls under way have when the daemon stops. It is below the 90 s after which
+// systemd kills. A variable for tests only.
+var stopGrace = 20 * time.Second
 
 // storeFile is the name of the store in the state directory.
 const storeFile = "controller.db"
@@ -83,6 +83,9 @@ func Serve(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) (e
 		if err := notify("STOPPING=1"); err != nil {
 			log.WarnContext(ctx, "systemd was not told", "err", err)
 		}
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+		defer cancel()
+		eng.Drain(drain)
 		eng.Close()
 		return nil
 	})

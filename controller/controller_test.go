@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -104,6 +105,8 @@ func last[M interface{ GetRun() *controllerv1.Run }](t *testing.T, recv func() (
 
 // A controller that is stopped in the middle of a run takes it up again when it is back.
 func TestRunIsTakenUpAgain(t *testing.T) {
+	// The step that is under way when the first controller stops does not end in time.
+	defer controller.SetStopGrace(100 * time.Millisecond)()
 	ca := pkitest.NewCA(t, "test CA")
 	pve1 := &nodetest.Agent{Name: "pve1", GPUs: 1, Hold: make(chan struct{})}
 	pve1.Add(901, true)
