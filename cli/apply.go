@@ -46,7 +46,7 @@ Exit status: 0 if every container is as it should be; else 1.`,
 	f.BoolVar(&o.start, "start", false, "start stopped containers that have GPUs assigned")
 	f.BoolVar(&o.verify, "verify", false, "verify the devices also where nothing has changed")
 	f.DurationVar(&o.restartTimeout, "restart-timeout", defaultShutdown, "time for each graceful shutdown, at most 10m; then it is killed")
-	f.Int32Var(&o.parallel, "parallel", 4, "containers of a node worked on at once, at most 64")
+	f.Int32Var(&o.parallel, "parallel", 4, "work on `N` containers of a node at once, at most 64")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if o.parallel < 1 || o.parallel > maxParallel {
 			return misuse(cmd, fmt.Errorf("--parallel %d: must be from 1 to %d", o.parallel, maxParallel))

@@ -135,8 +135,9 @@ type session struct {
 	timeout  time.Duration
 	now      func() time.Time
 
-	conn  grpc.ClientConnInterface // nil in commands that ask nobody
-	local bool                     // whether the engine runs in this process
+	conn      grpc.ClientConnInterface // nil in commands that ask nobody
+	local     bool                     // whether the engine runs in this process
+	fleetFile string                   // what to call the fleet file that is in use
 }
 
 // call returns the context of one call that is answered at once.
@@ -191,7 +192,10 @@ func (p *Program) with(check func(*Config) error, change func(*Config), run runF
 			return err
 		}
 		defer func() { err = errors.Join(err, conn.Close()) }()
-		s.conn, s.local = conn, c.Local()
+		s.conn, s.local, s.fleetFile = conn, c.Local(), "the controller's fleet file"
+		if s.local {
+			s.fleetFile = c.FleetFile
+		}
 		return describe(run(cmd.Context(), s, args), c)
 	}
 }

@@ -55,6 +55,8 @@ Exit status: the command's own, 128 plus the number of the signal that ended it,
 it is not there; 1, with a message, if there is no answer from it.`,
 		Example: "  phoenix-cli exec 901 nvidia-smi\n  phoenix-cli exec -it 901 bash\n  phoenix-cli exec -i 901 sh -c 'cat > /tmp/x' < x",
 		Args:    execArgs,
+
+		DisableFlagsInUseLine: true, // the flags stand before the CTID
 		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
 			o.ctid, o.argv = mustCTID(args[0]), commandOf(args)
 			return execute(ctx, s, o)

@@ -42,7 +42,7 @@ func TestWithoutController(t *testing.T) {
 		want []string // in stdout, in this order
 		err  string   // the beginning of stderr
 	}{
-		{args: "validate", want: []string{"valid: 2 containers, 0 errors"}},
+		{args: "validate", want: []string{fleet + ": valid: 2 containers, 0 errors"}},
 		{args: "status --no-probe --exit-code", code: 1, want: []string{"901", "DRIFT", "0,1 raw", "none", "950", "in sync"}},
 		{args: "plan 901", want: []string{"901 cuda on pve1: GPUs none -> 0,1", "patch conf: add GPU 0, add GPU 1", "restart", "+++ /etc/pve/lxc/901.conf (planned)"}},
 		{args: "apply", want: []string{"901 cuda on pve1: patch conf", "restart succeeded", "verify devices succeeded", "succeeded: "}},

@@ -26,7 +26,7 @@ func (p *Program) runsCommand() *cobra.Command {
 			return runs(ctx, s, limit)
 		}),
 	}
-	cmd.Flags().Int32Var(&limit, "limit", 20, "how many, at most 1000")
+	cmd.Flags().Int32Var(&limit, "limit", 20, "the newest `N`, at most 1000")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if limit < 1 || limit > 1000 {
 			return misuse(cmd, fmt.Errorf("--limit %d: must be from 1 to 1000", limit))

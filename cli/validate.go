@@ -90,7 +90,7 @@ func validate(ctx context.Context, s *session, r *controllerv1.ValidateFleetRequ
 
 func writeFindings(s *session, a *controllerv1.ValidateFleetResponse, name string) error {
 	if name == "" {
-		name = "the controller's fleet file"
+		name = s.fleetFile
 	}
 	var mistakes, warnings int
 	for _, f := range a.GetFindings() {
