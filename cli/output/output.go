@@ -9,21 +9,26 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/jedib0t/go-pretty/v6/text"
 )
 
 // A Color is the meaning that a piece of text has for its reader; how it looks is decided here alone.
-type Color string
+type Color text.Color
 
-// The colours, as parameters of ANSI's SGR sequence.
+// The colours.
 const (
-	Plain Color = ""
-	Good  Color = "32" // green: as it should be, or added
-	Bad   Color = "31" // red: needs a person, or removed
-	Warn  Color = "33" // yellow: differs, or under way
-	Info  Color = "36" // cyan: where one is
-	Faint Color = "2"
-	Bold  Color = "1"
+	Plain = Color(text.Reset)
+	Good  = Color(text.FgGreen)  // as it should be, or added
+	Bad   = Color(text.FgRed)    // needs a person, or removed
+	Warn  = Color(text.FgYellow) // differs, or under way
+	Info  = Color(text.FgCyan)   // where one is
+	Faint = Color(text.Faint)
+	Bold  = Color(text.Bold)
 )
+
+// Whether to colour is decided by Paint, from our own settings, and not once more by the library from the environment.
+func init() { text.EnableColors() }
 
 // A Paint says whether text is coloured.
 type Paint bool
@@ -34,7 +39,7 @@ func (p Paint) Text(c Color, s string) string {
 	if !p || c == Plain || s == "" {
 		return s
 	}
-	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+	return text.Color(c).Sprint(s)
 }
 
 // Clean returns s with everything that is not printable text made visible: control characters, invalid UTF-8, and

@@ -1,11 +1,10 @@
 package output
 
 import (
-	"bufio"
 	"io"
-	"strings"
 
-	"golang.org/x/text/width"
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
 )
 
 // A Table is rows of cells under a header, aligned by spaces.
@@ -52,59 +51,36 @@ func (t *Table) Len() int { return len(t.rows) }
 
 // Write writes the table: the header in capitals, two spaces between columns, no space at the end of a line.
 func (t *Table) Write(w io.Writer) error {
-	widths := make([]int, len(t.header))
+	tw := table.NewWriter()
+	style := table.StyleDefault
+	style.Options = table.OptionsNoBordersAndSeparators
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
+	style.Format.Header = text.FormatUpper
+	tw.SetStyle(style)
+	tw.SuppressTrailingSpaces()
+	head := make(table.Row, len(t.header))
 	for i, h := range t.header {
-		widths[i] = Width(h)
+		head[i] = t.paint.Text(Bold, h)
 	}
+	tw.AppendHeader(head)
 	for _, row := range t.rows {
+		cells := make(table.Row, len(row))
 		for i, c := range row {
-			widths[i] = max(widths[i], Width(c.Text))
+			cells[i] = t.paint.Text(c.Color, c.Text)
 		}
+		tw.AppendRow(cells)
 	}
-	b := bufio.NewWriter(w)
-	head := make([]Cell, len(t.header))
-	for i, h := range t.header {
-		head[i] = Cell{Text: strings.ToUpper(h), Color: Bold}
-	}
-	for _, row := range append([][]Cell{head}, t.rows...) {
-		for i, c := range row {
-			b.WriteString(t.paint.Text(c.Color, c.Text))
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-Width(c.Text)+2))
-			}
-		}
-		b.WriteByte('\n')
-	}
-	return b.Flush()
+	_, err := io.WriteString(w, tw.Render()+"\n")
+	return err
 }
 
-// Width returns the number of columns that s takes on a terminal. It knows wide East Asian characters, and no escape
-// sequences.
-func Width(s string) int {
-	n := 0
-	for _, r := range s {
-		n++
-		if k := width.LookupRune(r).Kind(); k == width.EastAsianWide || k == width.EastAsianFullwidth {
-			n++
-		}
-	}
-	return n
-}
+// Width is the number of columns that s takes on a terminal.
+func Width(s string) int { return text.StringWidthWithoutEscSequences(s) }
 
 // Fit returns s cut to at most columns, with "…" for what is missing.
 func Fit(s string, columns int) string {
-	if Width(s) <= columns {
-		return s
-	}
 	if columns <= 0 {
 		return ""
 	}
-	n := 0
-	for i, r := range s {
-		n += Width(string(r))
-		if n > columns-1 {
-			return s[:i] + "…"
-		}
-	}
-	return s
+	return text.Snip(s, columns, "…")
 }

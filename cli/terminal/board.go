@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/jedib0t/go-pretty/v6/text"
+
 	"phoenix.internal/cli/output"
 )
 
@@ -31,6 +33,9 @@ func NewBoard(w io.Writer, p output.Paint, size func() (columns, rows int)) *Boa
 	return &Board{w: w, paint: p, size: size}
 }
 
+// eraseBelow erases from the cursor to the end of the terminal (ED).
+const eraseBelow = "\x1b[J"
+
 // Draw replaces what the board shows. Lines beyond the height of the terminal are left out, the first ones kept: a
 // cursor cannot go back to a line that has scrolled away.
 func (b *Board) Draw(lines []Line) error {
@@ -41,15 +46,17 @@ func (b *Board) Draw(lines []Line) error {
 		lines = append(lines[:limit:limit], Line{{Text: fmt.Sprintf("… and %d more", hidden), Color: output.Faint}})
 	}
 	var s strings.Builder
-	s.WriteString(b.back())
+	if b.drawn > 0 {
+		s.WriteString(text.CursorUp.Sprintn(b.drawn) + "\r" + eraseBelow)
+	}
 	for _, line := range lines {
 		left := columns
 		for _, seg := range line {
-			text := output.Fit(output.Clean(seg.Text), left)
-			left -= output.Width(text)
-			s.WriteString(b.paint.Text(seg.Color, text))
+			shown := output.Fit(output.Clean(seg.Text), left)
+			left -= output.Width(shown)
+			s.WriteString(b.paint.Text(seg.Color, shown))
 		}
-		s.WriteString("\x1b[K\r\n")
+		s.WriteString(text.EraseLine.Sprint() + "\r\n")
 	}
 	b.drawn = len(lines)
 	_, err := io.WriteString(b.w, s.String())
@@ -58,11 +65,3 @@ func (b *Board) Draw(lines []Line) error {
 
 // Leave leaves what was drawn where it is: the next drawing begins below it.
 func (b *Board) Leave() { b.drawn = 0 }
-
-// back returns what moves the cursor to the board's first line and erases everything below.
-func (b *Board) back() string {
-	if b.drawn == 0 {
-		return ""
-	}
-	return fmt.Sprintf("\x1b[%dA\r\x1b[J", b.drawn)
-}
