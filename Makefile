@@ -9,7 +9,7 @@ FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
 FUZZTIME ?= 10s
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo demo-down test lint generate generated fuzz fmt clean deps
+.PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz fmt clean deps
 
 ## help: what can be made (the default)
 help:
@@ -53,6 +53,14 @@ generate:
 generated: generate
 	@git diff --exit-code --stat -- gen || { echo "gen/ is stale: run make generate and commit"; exit 1; }
 	@test -z "$$(git status --porcelain -- gen)" || { git status --porcelain -- gen; echo "gen/ holds files that proto/ does not give, or lacks some: run make generate and commit"; exit 1; }
+
+## breaking: fail if proto/ breaks clients of the contract in proto/baseline.binpb
+breaking:
+	$(TOOL) buf breaking --against proto/baseline.binpb
+
+# After a release: what proto/ says now is the contract that must not break.
+baseline:
+	$(TOOL) buf build -o proto/baseline.binpb
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz:
