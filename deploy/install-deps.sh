@@ -9,6 +9,7 @@ need lxc-start lxc
 need gcc gcc
 need ip iproute2
 need nsenter util-linux
+need systemd-analyze systemd
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 dpkg-query -W -f '${Status}' busybox-static 2>/dev/null | grep -q 'ok installed' || missing+=(busybox-static)
 
