@@ -123,7 +123,7 @@ func (w *world) confs() map[string]string {
 	w.t.Helper()
 	confs := map[string]string{}
 	for _, n := range w.nodes {
-		paths, err := filepath.Glob(filepath.Join(filepath.Dir(n.ConfPath(100)), "*"))
+		paths, err := filepath.Glob(filepath.Join(filepath.Dir(n.ConfPath(100)), "*.conf"))
 		if err != nil {
 			w.t.Fatal(err)
 		}
