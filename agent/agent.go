@@ -71,7 +71,7 @@ func Serve(ctx context.Context, address string, srv *server.Server, manager *con
 	if err != nil {
 		return err
 	}
-	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	lis, err := listen(ctx, address)
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen: %w", err), finish(ctx))
 	}
@@ -88,6 +88,23 @@ func Serve(ctx context.Context, address string, srv *server.Server, manager *con
 		log.Warn("systemd not notified", "err", err)
 	}
 	return group.Wait()
+}
+
+// listen listens at address. One that is in use may be free in a moment: a child that an agent was starting when it was
+// killed holds the agent's socket until it has become another program.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	const patience = 5 * time.Second
+	for deadline := time.Now().Add(patience); ; {
+		lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+			return lis, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // notify tells systemd about the state of the service (sd_notify(3)); without systemd it does nothing.
