@@ -3,7 +3,6 @@ package controller
 import (
 	"sync"
 
-	"phoenix.internal/controller/server"
 	"phoenix.internal/controller/store"
 )
 
@@ -22,7 +21,7 @@ func (l *lazyStore) open() (*store.Bolt, error) {
 		err = l.opened() // which uses the store, so without the lock
 	}
 	if err != nil {
-		return nil, &server.StateError{Err: err}
+		return nil, err
 	}
 	return b, nil
 }

@@ -8,11 +8,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
 
@@ -138,7 +138,7 @@ func (e *events) watch(ctx context.Context, send func(*agentv1.WatchEventsRespon
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-e.gone:
-			return status.Error(codes.Unavailable, "the agent is stopping")
+			return withReason(codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, "the agent is stopping", nil)
 		case <-changed:
 		}
 	}

@@ -406,7 +406,7 @@ func TestWatchEvents(t *testing.T) {
 		t.Errorf("event after the start: %v", e)
 	}
 	n.Stop()
-	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
-		t.Errorf("end of the agent: %v, want Unavailable", err)
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || reason(t, err) != "SHUTTING_DOWN" {
+		t.Errorf("end of the agent: %v, want Unavailable with SHUTTING_DOWN", err)
 	}
 }

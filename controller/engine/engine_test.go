@@ -351,6 +351,7 @@ func TestRetries(t *testing.T) {
 		{"Proxmox is at work", "pve1 patch 901 [0]", -1, n.fail(node.ContainerLocked, "lock: backup"), "failed",
 			"patch conf: node pve1: lock: backup; an operation of Proxmox is under way: apply again when it has ended; if it crashed, run pct unlock 901 on pve1 first", 0},
 		{"the agent is restarted", "pve1 restart 901", 2, n.fail(node.Unreachable, "connection refused"), "succeeded", "", 2600 * time.Millisecond},
+		{"the agent is stopping", "pve1 patch 901 [0]", 1, n.fail(node.ShuttingDown, "the agent is stopping"), "succeeded", "", 2200 * time.Millisecond},
 		{"others restart it once", "pve1 restart 901", 1, n.fail(node.InstanceChanged, "another instance"), "succeeded", "", 2 * time.Second},
 		{"others restart it all the time", "pve1 restart 901", -1, n.fail(node.InstanceChanged, "another instance"), "failed",
 			"restart: the container changes under our hands", 0},

@@ -168,7 +168,7 @@ func (n *fakeNode) fail(reason node.Reason, message string) error {
 	switch reason {
 	case node.DigestMismatch, node.InstanceChanged:
 		code = codes.Aborted
-	case node.Unreachable, node.NoQuorum, node.ConfLockTimeout:
+	case node.Unreachable, node.ShuttingDown, node.NoQuorum, node.ConfLockTimeout:
 		code = codes.Unavailable
 	}
 	return &node.Error{Node: n.name, Address: n.name + ":7461", Code: code, Reason: reason, Message: message}

@@ -43,6 +43,7 @@ const (
 	AttachFailed        = errorv1.Reason_REASON_ATTACH_FAILED
 	LimitExceeded       = errorv1.Reason_REASON_LIMIT_EXCEEDED
 	Unreachable         = errorv1.Reason_REASON_NODE_UNREACHABLE
+	ShuttingDown        = errorv1.Reason_REASON_SHUTTING_DOWN
 )
 
 // An Error is a call to an agent that failed. It is also a gRPC status, so that a server may pass it on as it is.

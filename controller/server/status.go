@@ -45,16 +45,6 @@ func (e *RunNotFoundError) Error() string {
 	return fmt.Sprintf("no run %q; `phoenix-cli runs` lists them", e.Run)
 }
 
-// A StateError tells that the record of runs cannot be used now.
-type StateError struct {
-	Err error
-}
-
-func (e *StateError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *StateError) Unwrap() error { return e.Err }
-
 // statusOf is the only place where a failure becomes a status. What has no case here is a defect: the caller learns
 // the request ID, the log the rest.
 func statusOf(err error, requestID string) error {
@@ -104,12 +94,19 @@ func statusOf(err error, requestID string) error {
 		return withReason(codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED, err,
 			"limit", e.Limit, "max", strconv.Itoa(e.Max))
 	}
-	if e, ok := errors.AsType[*StateError](err); ok {
-		return status.Error(codes.Unavailable, e.Error())
+	if e, ok := errors.AsType[*store.InUseError](err); ok {
+		facts := []string{"path", e.Path}
+		if e.PID != 0 {
+			facts = append(facts, "holder_pid", strconv.Itoa(e.PID))
+		}
+		return withReason(codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, err, facts...)
+	}
+	if e, ok := errors.AsType[*store.UnusableError](err); ok {
+		return withReason(codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, err, "path", e.Path)
 	}
 	switch {
 	case errors.Is(err, engine.ErrClosed):
-		return status.Error(codes.Unavailable, err.Error())
+		return withReason(codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, err)
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call was canceled")
 	case errors.Is(err, context.DeadlineExceeded):

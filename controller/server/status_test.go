@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -115,13 +116,23 @@ var statusTests = []struct {
 		"more streams per connection than 256",
 	},
 	{
-		"store in use", &server.StateError{Err: &store.InUseError{Path: "/s/controller.db"}},
-		codes.Unavailable, errorv1.Reason_REASON_UNSPECIFIED, nil,
+		"store in use", &store.InUseError{Path: "/s/controller.db"},
+		codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": "/s/controller.db"},
 		"/s/controller.db is in use by another process; wait until it has ended, or choose another state_dir",
 	},
 	{
+		"store in use by a known process", &store.InUseError{Path: "/s/controller.db", PID: 1 << 30},
+		codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": "/s/controller.db", "holder_pid": "1073741824"},
+		"/s/controller.db is in use by process 1073741824; wait until it has ended, or choose another state_dir",
+	},
+	{
+		"full disk", fmt.Errorf("save run r1: %w", &store.UnusableError{Path: "/s/controller.db", Err: syscall.ENOSPC}),
+		codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": "/s/controller.db"},
+		"save run r1: /s/controller.db cannot be used: no space left on device",
+	},
+	{
 		"engine stops", fmt.Errorf("watch: %w", engine.ErrClosed),
-		codes.Unavailable, errorv1.Reason_REASON_UNSPECIFIED, nil, "watch: " + engine.ErrClosed.Error(),
+		codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, nil, "watch: " + engine.ErrClosed.Error(),
 	},
 	{
 		"canceled", fmt.Errorf("find: %w", context.Canceled),

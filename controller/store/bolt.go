@@ -25,7 +25,10 @@ import (
 //
 // Buckets: "runs", run ID to [Run] without its containers; "containers", run ID to a bucket that holds position
 // (big-endian uint32) to [Container]; "verified", CTID in decimal to key.
-type Bolt struct{ db *bolt.DB }
+type Bolt struct {
+	db   *bolt.DB
+	path string
+}
 
 var (
 	runsBucket       = []byte("runs")
@@ -53,20 +56,38 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("%s is in use by %s; wait until it has ended, or choose another state_dir", e.Path, who)
 }
 
+// An UnusableError tells that the file cannot be opened or written: no permission, a full disk.
+type UnusableError struct {
+	Path string
+	Err  error
+}
+
+func (e *UnusableError) Error() string {
+	err := e.Err
+	if p, ok := errors.AsType[*fs.PathError](err); ok && p.Path == e.Path {
+		err = p.Err
+	}
+	return fmt.Sprintf("%s cannot be used: %v", e.Path, err)
+}
+
+// Unwrap returns the cause.
+func (e *UnusableError) Unwrap() error { return e.Err }
+
 // Open opens the store in the file at path, which is made if it is missing, with its directory, for our user alone.
-// The caller closes it. Returns an [*InUseError] if another process has it.
+// The caller closes it. Returns an [*InUseError] if another process has it, else an [*UnusableError].
 func Open(path string) (*Bolt, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+		return nil, &UnusableError{Path: path, Err: err}
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, &InUseError{Path: path, PID: holder(path)}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", path, err)
+		return nil, &UnusableError{Path: path, Err: err}
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
+	b := &Bolt{db: db, path: path}
+	err = b.update(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{runsBucket, containersBucket, verifiedBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
@@ -75,9 +96,22 @@ func Open(path string) (*Bolt, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+		return nil, errors.Join(err, db.Close())
 	}
-	return &Bolt{db: db}, nil
+	return b, nil
+}
+
+// update calls fn in a transaction. An error that is not fn's is the disk's: an [*UnusableError].
+func (b *Bolt) update(fn func(*bolt.Tx) error) error {
+	var own error
+	err := b.db.Update(func(tx *bolt.Tx) error {
+		own = fn(tx)
+		return own
+	})
+	if err != nil && own == nil {
+		return &UnusableError{Path: b.path, Err: err}
+	}
+	return err
 }
 
 // holder returns the PID of the process that has the flock on the file, from /proc/locks; 0 if unknown. A line there is
@@ -104,7 +138,7 @@ func holder(path string) int {
 
 // SaveRun implements [Store].
 func (b *Bolt) SaveRun(r Run) error {
-	err := b.db.Update(func(tx *bolt.Tx) error {
+	err := b.update(func(tx *bolt.Tx) error {
 		if err := put(tx.Bucket(runsBucket), []byte(r.ID), r); err != nil {
 			return err
 		}
@@ -166,7 +200,7 @@ func state(id, value []byte) (RunState, error) {
 
 // SaveContainer implements [Store].
 func (b *Bolt) SaveContainer(id string, c Container) error {
-	err := b.db.Update(func(tx *bolt.Tx) error {
+	err := b.update(func(tx *bolt.Tx) error {
 		containers := tx.Bucket(containersBucket).Bucket([]byte(id))
 		if containers == nil {
 			return ErrNotFound
@@ -277,7 +311,7 @@ func load(tx *bolt.Tx, id string) (Run, error) {
 
 // SetVerified implements [Store].
 func (b *Bolt) SetVerified(ctid int32, key string) error {
-	err := b.db.Update(func(tx *bolt.Tx) error {
+	err := b.update(func(tx *bolt.Tx) error {
 		return tx.Bucket(verifiedBucket).Put(strconv.AppendInt(nil, int64(ctid), 10), []byte(key))
 	})
 	if err != nil {

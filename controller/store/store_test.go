@@ -69,12 +69,39 @@ func TestBoltInUse(t *testing.T) {
 	}
 }
 
-func TestBoltNotADatabase(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "runs.db")
-	if err := os.WriteFile(path, []byte(strings.Repeat("no database\n", 1000)), 0o600); err != nil {
+func TestBoltUnusable(t *testing.T) {
+	dir := t.TempDir()
+	text, closed := filepath.Join(dir, "text.db"), filepath.Join(dir, "closed.db")
+	if err := os.WriteFile(text, []byte(strings.Repeat("no database\n", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Open(path); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("Open of another file = %v, want an error with its path", err)
+	s := open(t, closed)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
+	tests := []struct {
+		name, path string
+		do         func(path string) error
+		want       string
+	}{
+		{"another file", text, opening, text + " cannot be used: invalid database"},
+		{"a directory", dir, opening, dir + " cannot be used: is a directory"},
+		{"below a file", text + "/runs.db", opening, text + "/runs.db cannot be used: mkdir " + text + ": not a directory"},
+		{"a write that fails", closed, func(string) error { return s.SetVerified(901, "key") },
+			"save the verification of CTID 901: " + closed + " cannot be used: database not open"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.do(tt.path)
+			e, ok := errors.AsType[*store.UnusableError](err)
+			if !ok || e.Path != tt.path || err.Error() != tt.want {
+				t.Errorf("got %T %v\nwant an UnusableError %s", err, err, tt.want)
+			}
+		})
+	}
+}
+
+func opening(path string) error {
+	_, err := store.Open(path)
+	return err
 }

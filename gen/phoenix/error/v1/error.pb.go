@@ -121,6 +121,12 @@ const (
 	Reason_REASON_NOT_IN_FLEET Reason = 76
 	// FAILED_PRECONDITION. No fleet file is configured, or it cannot be read. Metadata: `path`.
 	Reason_REASON_FLEET_UNREADABLE Reason = 77
+	// UNAVAILABLE. The server is stopping: call again later, or another one. A run that was under way
+	// is taken up again by the controller when it is back.
+	Reason_REASON_SHUTTING_DOWN Reason = 78
+	// UNAVAILABLE. The state directory cannot be used: another process uses it, or the disk refuses.
+	// Metadata: `path`, and `holder_pid` where it is known.
+	Reason_REASON_STATE_UNAVAILABLE Reason = 79
 	// INTERNAL. A defect of Phoenix. Metadata: `request_id`.
 	Reason_REASON_INTERNAL Reason = 90
 )
@@ -161,6 +167,8 @@ var (
 		75: "REASON_RUN_IN_PROGRESS",
 		76: "REASON_NOT_IN_FLEET",
 		77: "REASON_FLEET_UNREADABLE",
+		78: "REASON_SHUTTING_DOWN",
+		79: "REASON_STATE_UNAVAILABLE",
 		90: "REASON_INTERNAL",
 	}
 	Reason_value = map[string]int32{
@@ -197,6 +205,8 @@ var (
 		"REASON_RUN_IN_PROGRESS":        75,
 		"REASON_NOT_IN_FLEET":           76,
 		"REASON_FLEET_UNREADABLE":       77,
+		"REASON_SHUTTING_DOWN":          78,
+		"REASON_STATE_UNAVAILABLE":      79,
 		"REASON_INTERNAL":               90,
 	}
 )
@@ -232,7 +242,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xcf\a\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x87\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -267,7 +277,9 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x14REASON_RUN_NOT_FOUND\x10J\x12\x1a\n" +
 	"\x16REASON_RUN_IN_PROGRESS\x10K\x12\x17\n" +
 	"\x13REASON_NOT_IN_FLEET\x10L\x12\x1b\n" +
-	"\x17REASON_FLEET_UNREADABLE\x10M\x12\x13\n" +
+	"\x17REASON_FLEET_UNREADABLE\x10M\x12\x18\n" +
+	"\x14REASON_SHUTTING_DOWN\x10N\x12\x1c\n" +
+	"\x18REASON_STATE_UNAVAILABLE\x10O\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10ZB/Z-phoenix.internal/gen/phoenix/error/v1;errorv1b\x06proto3"
 
 var (
