@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -132,7 +131,7 @@ func (s *fleetService) probeAll(ctx context.Context, wanted []fleet.Container, s
 	perNode(len(statuses), func(i int) string { return statuses[i].GetObserved().GetNode() }, func(i int) {
 		st := statuses[i]
 		if state := st.GetObserved().GetState(); state != typev1.ContainerState_CONTAINER_STATE_RUNNING {
-			st.ProbeError = fmt.Sprintf("it does not run: its state is %s", stateText(state))
+			st.ProbeError = "it is " + stateText(state)
 			return
 		}
 		drift, err := s.probe(ctx, wanted[i], st)
@@ -143,7 +142,7 @@ func (s *fleetService) probeAll(ctx context.Context, wanted []fleet.Container, s
 	})
 }
 
-// probe probes a running container and says in what the result differs from the assignment.
+// probe probes a running container and says in what the result differs from what the container is to have.
 func (s *fleetService) probe(ctx context.Context, c fleet.Container, st *controllerv1.ContainerStatus) (drift []string, err error) {
 	n, err := s.Nodes.Node(st.GetObserved().GetNode())
 	if err != nil {
@@ -165,5 +164,16 @@ func (s *fleetService) probe(ctx context.Context, c fleet.Container, st *control
 		}
 		sandbox = engine.Sandbox(version)
 	}
-	return engine.Judge(results, c.GPUs, sandbox), nil
+	return engine.Judge(results, toHave(c, st), sandbox), nil
+}
+
+// toHave returns the GPUs that the running container is to have: those assigned. If drift has been told already they are
+// those that it was started with, or each device would tell of the same drift again.
+func toHave(c fleet.Container, st *controllerv1.ContainerStatus) []int {
+	effective := st.GetObserved().GetEffective()
+	gpus := gpuIndexes(effective)
+	if len(st.GetDrift()) == 0 || effective == nil || slices.Contains(gpus, -1) {
+		return c.GPUs
+	}
+	return gpus
 }
