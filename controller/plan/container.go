@@ -163,7 +163,9 @@ func (s *sequence) patchReasons() (reasons []string) {
 		reasons = append(reasons, fmt.Sprintf("change mode from %s to %s", configured.Mode, s.desired.Mode))
 	}
 	for _, p := range s.found.Problems {
-		if mendable(p) {
+		// What goes away with the GPUs is nothing to mend.
+		goes := len(s.desired.GPUs) == 0 && p.Kind == "control_device_not_given"
+		if mendable(p) && !goes {
 			reasons = append(reasons, "mend: "+at(p))
 		}
 	}
