@@ -184,7 +184,7 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	}
 	edit, ok, err := m.unproven(ctid)
 	if err != nil {
-		return &StartError{CTID: ctid, Err: errors.Join(startErr, err)}
+		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; and the journal of its conf: %w", startErr, err)}
 	}
 	if !ok || !m.confMeans(ctid, edit.After) {
 		return &StartError{CTID: ctid, Err: startErr}
@@ -193,10 +193,10 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	m.Log.Warn("container did not start with its new conf", "ctid", ctid, "revision", edit.Revision, "err", startErr)
 	by := confstore.Author{Who: opts.Who, Why: fmt.Sprintf("roll-back: the container did not start (%s)", opts.Why)}
 	if _, err := m.Confs.Restore(ctx, ctid, edit.Revision, "", by); err != nil {
-		return &StartError{CTID: ctid, Err: errors.Join(startErr, fmt.Errorf("put revision %d back: %w", edit.Revision, err))}
+		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf could not be put back: revision %d: %w", startErr, edit.Revision, err)}
 	}
 	if err := m.startOnce(ctx, ctid); err != nil {
-		return &StartError{CTID: ctid, Err: errors.Join(startErr, fmt.Errorf("start with revision %d: %w", edit.Revision, err))}
+		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; nor with its old conf, revision %d, which is in place again: %w", startErr, edit.Revision, err)}
 	}
 	return errors.Join(&RolledBackError{CTID: ctid, Revision: edit.Revision, Err: startErr}, m.dropUnproven(ctid))
 }
