@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func containers(ctx context.Context, s *session, node string) error {
 	for _, c := range r.GetContainers() {
 		t.Row(strconv.Itoa(int(c.GetCtid())), c.GetHostname(), c.GetNode(),
 			output.Cell{Text: word(c.GetState()), Color: stateColor(c.GetState())},
-			gpus(c.GetConfigured()), word(c.GetConfigured().GetMode()), effective(c), remarks(c))
+			cmp.Or(gpus(c.GetConfigured()), "none"), word(c.GetConfigured().GetMode()), effective(c), remarks(c))
 	}
 	if err := t.Write(s.out); err != nil {
 		return err

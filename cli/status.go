@@ -184,7 +184,7 @@ func passthrough(p *typev1.Passthrough) string {
 		}
 		return "none"
 	}
-	return gpus(p) + " " + word(p.GetMode())
+	return strings.TrimSpace(gpus(p) + " " + word(p.GetMode())) // what is in effect has no mode
 }
 
 // probed sums up a probe: the GPUs by what happened, in the order of the first of each, and shared devices only if

@@ -150,14 +150,16 @@ func (m *mounter) devices(n *Node) {
 	dev := m.dir(inside + "/dev")
 	m.mount("tmpfs", dev, "tmpfs", 0, "mode=0755")
 	for _, name := range []string{
-		"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console", "fuse", "net/tun", "kmsg",
+		"null", "zero", "full", "random", "urandom", "tty", "console", "fuse", "net/tun", "kmsg",
 	} {
 		if _, err := os.Stat("/dev/" + name); err != nil {
 			continue
 		}
 		m.bind("/dev/"+name, m.file(dev+"/"+name))
 	}
-	m.bind("/dev/pts", m.dir(dev+"/pts"))
+	// Terminals of its own: a bound ptmx does not find the bound pts beside it.
+	m.mount("devpts", m.dir(dev+"/pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,gid=5,mode=0620,ptmxmode=0666")
+	m.link("pts/ptmx", dev+"/ptmx")
 	m.mount("tmpfs", m.dir(dev+"/shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
 	for name, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
