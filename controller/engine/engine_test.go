@@ -617,6 +617,33 @@ func TestParallelPerNode(t *testing.T) {
 	}
 }
 
+// Containers that do not wait for each other are worked on in the order of the plan.
+func TestOrderOfThePlan(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFake("pve1")
+		var containers []string
+		for ctid := int32(901); ctid <= 908; ctid++ {
+			f.add("pve1", ctid, false)
+			containers = append(containers, fmt.Sprintf(`"%d": {"gpu_assignment": "0"}`, ctid))
+		}
+		// 909 comes first, and then, when it has ended, 907 and 908 are ready at once.
+		f.add("pve1", 909, false)
+		containers[6] = `"907": {"gpu_assignment": "0", "dependencies": [909]}`
+		containers[7] = `"908": {"gpu_assignment": "0", "dependencies": [909]}`
+		containers = append(containers, `"909": {"gpu_assignment": "0"}`)
+		b := newBench(t, f, "{"+strings.Join(containers, ",")+"}")
+		b.apply(engine.Request{ParallelPerNode: 1})
+		patches := slices.DeleteFunc(f.acts(), func(act string) bool { return !strings.HasPrefix(act, "pve1 patch ") })
+		want := []string{
+			"pve1 patch 901 [0]", "pve1 patch 902 [0]", "pve1 patch 903 [0]", "pve1 patch 904 [0]", "pve1 patch 905 [0]",
+			"pve1 patch 906 [0]", "pve1 patch 909 [0]", "pve1 patch 907 [0]", "pve1 patch 908 [0]",
+		}
+		if !slices.Equal(patches, want) {
+			t.Errorf("acts\n%q, want\n%q", patches, want)
+		}
+	})
+}
+
 func TestCancel(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFake("pve1")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/lane"
 	"phoenix.internal/controller/node"
 	"phoenix.internal/controller/observed"
 	"phoenix.internal/controller/plan"
@@ -60,29 +61,50 @@ func move(state *store.StepState, to store.StepState) {
 }
 
 // work carries the plan out. Nothing begins after stop has ended; what is under way ends with ctx.
+//
+// A container takes its place in the line as soon as those before it have ended, and of those that are ready at the same
+// time the plan's first does first.
 func (r *run) work(ctx, stop context.Context) {
 	log := r.engine.cfg.Log.With("run", r.record.ID)
 	log.Info("run begins", "who", r.record.Who, "containers", len(r.plans), "resumptions", r.record.Resumptions)
-	done := map[int32]chan struct{}{}
-	for _, c := range r.record.Containers {
-		done[c.CTID] = make(chan struct{})
-	}
-	var workers sync.WaitGroup
-	for i := range r.plans {
-		ctid := r.plans[i].plan.CTID
-		w := &worker{run: r, index: i, task: r.plans[i], log: log.With("ctid", ctid)}
-		if w.record().State.Ended() {
-			r.engine.done(ctid)
-			close(done[ctid])
+	var waiting []*worker
+	open := map[int32]bool{} // containers that have not ended
+	for i, c := range r.snapshot().Containers {
+		w := &worker{run: r, index: i, task: r.plans[i], after: c.After, log: log.With("ctid", c.CTID)}
+		if c.State.Ended() {
+			r.engine.done(c.CTID)
 			continue
 		}
-		workers.Go(func() {
-			defer close(done[ctid])
-			defer r.engine.done(ctid)
-			w.work(ctx, stop, done)
-		})
+		waiting = append(waiting, w)
+		open[c.CTID] = true
 	}
-	workers.Wait()
+	ended := make(chan int32)
+	for {
+		waiting = slices.DeleteFunc(waiting, func(w *worker) bool {
+			if stop.Err() == nil && slices.ContainsFunc(w.after, func(ctid int32) bool { return open[ctid] }) {
+				return false
+			}
+			place, err := w.queue(stop)
+			go func() {
+				w.work(ctx, stop, place, err)
+				r.engine.done(w.ctid())
+				ended <- w.ctid()
+			}()
+			return true
+		})
+		if len(open) == 0 {
+			return
+		}
+		stopped := stop.Done()
+		if len(waiting) == 0 {
+			stopped = nil // nothing more to learn from it
+		}
+		select {
+		case ctid := <-ended:
+			delete(open, ctid)
+		case <-stopped:
+		}
+	}
 }
 
 // finish records how the run ended and returns what its watchers are to hear. A run that was cut off by the end of the
@@ -178,6 +200,7 @@ type worker struct {
 	run   *run
 	index int // in the run's containers
 	task
+	after []int32 // containers that come first
 	log   *slog.Logger
 	agent Agent
 	stop  <-chan struct{} // closed when nothing more may begin
@@ -231,15 +254,28 @@ func (w *worker) publish(step int, c store.Container) {
 	}
 }
 
-// work waits for its turn and takes the steps. When the engine closes it leaves the record as it is, for the next process:
-// a step that failed then may have failed because it was given no more time, and is taken again.
-func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
+// queue takes the container's place in the line. The error says why it is not to be begun. Those that come first have
+// ended, or stop has.
+func (w *worker) queue(stop context.Context) (*lane.Ticket, error) {
+	if stop.Err() != nil {
+		return nil, errCanceled
+	}
+	for _, ctid := range w.after {
+		if c, ok := w.run.container(ctid); ok && !c.State.OK() {
+			return nil, &dependencyError{ctid: ctid, state: c.State, cause: c.Error}
+		}
+	}
+	return w.run.engine.lanes.Queue(w.ctid(), w.plan.Node, w.run.record.Options.ParallelPerNode), nil
+}
+
+// work waits for its turn and takes the steps, unless err says why not. When the engine closes it leaves the record as it
+// is, for the next process: a step that failed then may have failed because it was given no more time, and is taken
+// again.
+func (w *worker) work(ctx, stop context.Context, place *lane.Ticket, err error) {
 	w.stop = stop.Done()
-	err := w.await(stop, done)
 	if err == nil {
 		var leave func()
-		leave, err = w.run.engine.lanes.Enter(stop, w.ctid(), w.plan.Node, w.run.record.Options.ParallelPerNode)
-		if err == nil {
+		if leave, err = place.Enter(stop); err == nil {
 			defer leave()
 			err = w.steps(ctx, stop)
 		}
@@ -248,26 +284,6 @@ func (w *worker) work(ctx, stop context.Context, done map[int32]chan struct{}) {
 		return
 	}
 	w.giveUp(err)
-}
-
-// await waits for the containers that come first.
-func (w *worker) await(stop context.Context, done map[int32]chan struct{}) error {
-	for _, ctid := range w.record().After {
-		first := done[ctid]
-		if first == nil {
-			continue
-		}
-		select {
-		case <-first:
-		case <-stop.Done():
-			return errCanceled
-		}
-		c, ok := w.run.container(ctid)
-		if ok && !c.State.OK() {
-			return &dependencyError{ctid: ctid, state: c.State, cause: c.Error}
-		}
-	}
-	return nil
 }
 
 // A dependencyError tells that a container was not begun because of one before it.

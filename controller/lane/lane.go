@@ -4,6 +4,7 @@ package lane
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -18,99 +19,113 @@ type Lanes struct {
 // A queue counts those inside and holds those who wait, first come first.
 type queue struct {
 	inside  int
-	waiting []*ticket
+	waiting []*Ticket
 }
 
-// A ticket is one who waits. admit is closed when it is its turn.
-type ticket struct {
-	width int
-	admit chan struct{}
+// A Ticket is a place in the line. Whoever has it calls Enter, once.
+type Ticket struct {
+	lanes    *Lanes
+	key      int32
+	group    string
+	width    int
+	admitted chan struct{} // closed when it is its turn
+
+	hasKey, inside bool // guarded by lanes.mu
 }
 
-// Enter waits until no one else is in with this key, and fewer than width are in with this group; then the caller is in
-// until it calls leave, which may be called more than once. Who came first enters first: nobody overtakes in a group,
-// even with a larger width. A width below 1 counts as 1. If ctx ends before, its cause is returned.
-func (l *Lanes) Enter(ctx context.Context, key int32, group string, width int) (leave func(), err error) {
-	if err := wait(ctx, l, &l.keys, key, 1); err != nil {
-		return nil, fmt.Errorf("wait for CTID %d: %w", key, err)
-	}
-	// The key first, then the group, always: a place in the group is never held by one who waits for a key.
-	if err := wait(ctx, l, &l.groups, group, max(width, 1)); err != nil {
-		exit(l, l.keys, key)
-		return nil, fmt.Errorf("wait for a place on node %s: %w", group, err)
-	}
-	return sync.OnceFunc(func() {
-		exit(l, l.groups, group)
-		exit(l, l.keys, key)
-	}), nil
-}
-
-func wait[K comparable](ctx context.Context, l *Lanes, queues *map[K]*queue, k K, width int) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	t := &ticket{width: width, admit: make(chan struct{})}
+// Queue takes a place in the line, and does not wait. With this key no one else may be in, and with this group fewer
+// than width. Who came first enters first: nobody overtakes in a group, even with a larger width. A width below 1
+// counts as 1.
+func (l *Lanes) Queue(key int32, group string, width int) *Ticket {
+	t := &Ticket{lanes: l, key: key, group: group, width: max(width, 1), admitted: make(chan struct{})}
 	l.mu.Lock()
-	if *queues == nil {
-		*queues = map[K]*queue{}
+	defer l.mu.Unlock()
+	if l.keys == nil {
+		l.keys, l.groups = map[int32]*queue{}, map[string]*queue{}
 	}
-	q := (*queues)[k]
+	q := l.keys[key]
 	if q == nil {
 		q = &queue{}
-		(*queues)[k] = q
+		l.keys[key] = q
 	}
 	q.waiting = append(q.waiting, t)
-	q.admitLocked()
-	l.mu.Unlock()
-
-	select {
-	case <-t.admit:
-		return nil
-	case <-ctx.Done():
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	select {
-	case <-t.admit: // in the same moment
-		q.inside--
-	default:
-		q.remove(t)
-	}
-	q.admitLocked()
-	dropLocked(*queues, k)
-	return context.Cause(ctx)
+	l.admitLocked(t.key, t.group)
+	return t
 }
 
-func exit[K comparable](l *Lanes, queues map[K]*queue, k K) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := queues[k]
-	q.inside--
-	q.admitLocked()
-	dropLocked(queues, k)
-}
-
-// admitLocked lets in those at the head of the queue for whom there is room.
-func (q *queue) admitLocked() {
-	for len(q.waiting) > 0 && q.inside < q.waiting[0].width {
-		q.inside++
-		close(q.waiting[0].admit)
-		q.waiting = q.waiting[1:]
-	}
-}
-
-func (q *queue) remove(t *ticket) {
-	for i := range q.waiting {
-		if q.waiting[i] == t {
-			q.waiting = append(q.waiting[:i], q.waiting[i+1:]...)
-			return
+// Enter waits for the ticket's turn; then the caller is in until it calls leave, which may be called more than once. If
+// ctx ends before, the place is given up and the cause returned.
+func (t *Ticket) Enter(ctx context.Context) (leave func(), err error) {
+	if ctx.Err() == nil {
+		select {
+		case <-t.admitted:
+			return sync.OnceFunc(func() { t.leave() }), nil
+		case <-ctx.Done():
 		}
 	}
+	hadKey := t.leave()
+	if !hadKey {
+		return nil, fmt.Errorf("wait for CTID %d: %w", t.key, context.Cause(ctx))
+	}
+	return nil, fmt.Errorf("wait for a place on node %s: %w", t.group, context.Cause(ctx))
 }
 
-// dropLocked forgets a queue that nobody uses.
-func dropLocked[K comparable](queues map[K]*queue, k K) {
-	if q := queues[k]; q.inside == 0 && len(q.waiting) == 0 {
-		delete(queues, k)
+// leave gives up what the ticket has or waits for, and tells whether it had the key.
+func (t *Ticket) leave() (hadKey bool) {
+	l := t.lanes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case t.inside:
+		l.groups[t.group].inside--
+		l.keys[t.key].inside--
+	case t.hasKey:
+		l.groups[t.group].remove(t)
+		l.keys[t.key].inside--
+	default:
+		l.keys[t.key].remove(t)
+	}
+	l.admitLocked(t.key, t.group)
+	return t.hasKey
+}
+
+func (q *queue) remove(t *Ticket) {
+	q.waiting = slices.DeleteFunc(q.waiting, func(w *Ticket) bool { return w == t })
+}
+
+// admitLocked lets in those at the head of a key's and a group's queue for whom there is room. The key first, then the
+// group, always: a place in the group is never held by one who waits for a key.
+func (l *Lanes) admitLocked(key int32, group string) {
+	q := l.keys[key]
+	if q.inside == 0 && len(q.waiting) > 0 {
+		next := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.inside, next.hasKey = 1, true
+		if l.groups[next.group] == nil {
+			l.groups[next.group] = &queue{}
+		}
+		l.groups[next.group].waiting = append(l.groups[next.group].waiting, next)
+		l.admitGroupLocked(next.group)
+	}
+	l.admitGroupLocked(group)
+	if q.inside == 0 { // nobody uses it
+		delete(l.keys, key)
+	}
+}
+
+func (l *Lanes) admitGroupLocked(group string) {
+	q := l.groups[group]
+	if q == nil {
+		return
+	}
+	for len(q.waiting) > 0 && q.inside < q.waiting[0].width {
+		next := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.inside++
+		next.inside = true
+		close(next.admitted)
+	}
+	if q.inside == 0 && len(q.waiting) == 0 {
+		delete(l.groups, group)
 	}
 }

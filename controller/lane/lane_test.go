@@ -59,7 +59,7 @@ func TestEnter(t *testing.T) {
 				for _, j := range test.jobs {
 					wg.Go(func() {
 						time.Sleep(j.delay)
-						leave, err := lanes.Enter(t.Context(), j.key, j.group, j.width)
+						leave, err := lanes.Queue(j.key, j.group, j.width).Enter(t.Context())
 						if err != nil {
 							t.Errorf("%s: %v", j.name, err)
 							return
@@ -98,18 +98,18 @@ func TestEnterCanceled(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var lanes lane.Lanes
-				leave, err := lanes.Enter(t.Context(), 901, "pve1", 1)
+				leave, err := lanes.Queue(901, "pve1", 1).Enter(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
 				ctx, cancel := context.WithCancelCause(t.Context())
 				var gaveUp error
 				var wg sync.WaitGroup
-				wg.Go(func() { _, gaveUp = lanes.Enter(ctx, test.key, test.group, 1) })
+				wg.Go(func() { _, gaveUp = lanes.Queue(test.key, test.group, 1).Enter(ctx) })
 				synctest.Wait()
 				entered := false
 				wg.Go(func() {
-					last, err := lanes.Enter(t.Context(), test.key, test.group, 1)
+					last, err := lanes.Queue(test.key, test.group, 1).Enter(t.Context())
 					if err != nil {
 						t.Error(err)
 						return
@@ -140,7 +140,37 @@ func TestEnterAfterCancel(t *testing.T) {
 	var lanes lane.Lanes
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := lanes.Enter(ctx, 901, "pve1", 1); !errors.Is(err, context.Canceled) {
+	if _, err := lanes.Queue(901, "pve1", 1).Enter(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Enter = %v, want context.Canceled", err)
 	}
+}
+
+// The place in the line is taken by Queue, whoever calls Enter first.
+func TestQueueOrders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lanes lane.Lanes
+		var tickets []*lane.Ticket
+		for key := range int32(5) {
+			tickets = append(tickets, lanes.Queue(901+key, "pve1", 1))
+		}
+		var got []int
+		var wg sync.WaitGroup
+		for i, ticket := range slices.Backward(tickets) {
+			wg.Go(func() {
+				leave, err := ticket.Enter(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got = append(got, i) // one at a time
+				time.Sleep(time.Second)
+				leave()
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		if want := []int{0, 1, 2, 3, 4}; !slices.Equal(got, want) {
+			t.Errorf("entered in the order %v, want %v", got, want)
+		}
+	})
 }
