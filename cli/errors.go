@@ -242,6 +242,7 @@ var advice = map[errorv1.Reason]string{
 	errorv1.Reason_REASON_RUN_IN_PROGRESS:       "Follow it: phoenix-cli runs watch {run}; or end it: phoenix-cli runs cancel {run}.",
 	errorv1.Reason_REASON_NOT_IN_FLEET:          "See what the fleet file has: phoenix-cli status; and correct the CTID or the file.",
 	errorv1.Reason_REASON_FLEET_UNREADABLE:      "Set fleet_file in the controller's settings, or give --fleet FILE with --agent.",
+	errorv1.Reason_REASON_FEATURES_UNREADABLE:   "Bring {path} back, or correct features_dir in the settings.",
 	errorv1.Reason_REASON_SHUTTING_DOWN:         "Repeat it in a moment. A run goes on when the controller is back: phoenix-cli runs.",
 	errorv1.Reason_REASON_STATE_UNAVAILABLE:     "Wait for the other process to end; else make room and rights for {path}, or set another state_dir.",
 	errorv1.Reason_REASON_INTERNAL:              "This is a defect of Phoenix: the server's log has the rest under request_id {request_id}.",

@@ -22,6 +22,17 @@ const MaxBytes = 1 << 20
 // ErrNotFound is returned for a feature that has no script.
 var ErrNotFound = errors.New("no such script")
 
+// A DirError tells that the directory of the scripts cannot be read.
+type DirError struct {
+	Dir string
+	Err error
+}
+
+func (e *DirError) Error() string { return fmt.Sprintf("features_dir: %s: %v", e.Dir, e.Err) }
+
+// Unwrap returns the cause.
+func (e *DirError) Unwrap() error { return e.Err }
+
 var filePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}\.sh$`)
 
 // Scripts is a directory of scripts, each named for its feature with ".sh". An empty Dir has none.
@@ -37,7 +48,8 @@ type Script struct {
 	Shell   []string // interpreter with its options, from the first line
 }
 
-// List returns the features that have a script. Whether a script may be used is seen by [Scripts.Open].
+// List returns the features that have a script. Whether a script may be used is seen by [Scripts.Open]. Fails with a
+// [*DirError].
 func (s Scripts) List() (map[string]bool, error) {
 	features := map[string]bool{}
 	if s.Dir == "" {
@@ -45,7 +57,10 @@ func (s Scripts) List() (map[string]bool, error) {
 	}
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("list features_dir: %w", err)
+		if p, ok := errors.AsType[*fs.PathError](err); ok {
+			err = p.Err // without the path
+		}
+		return nil, &DirError{Dir: s.Dir, Err: err}
 	}
 	for _, e := range entries {
 		if name := e.Name(); checkFile(name) == nil && !e.IsDir() {

@@ -47,7 +47,8 @@ func TestList(t *testing.T) {
 	if got, err := (feature.Scripts{}).List(); err != nil || len(got) > 0 {
 		t.Errorf("List without directory = %v, %v", got, err)
 	}
-	if _, err := (feature.Scripts{Dir: filepath.Join(d, "none")}).List(); !errors.Is(err, os.ErrNotExist) {
+	_, err = feature.Scripts{Dir: filepath.Join(d, "none")}.List()
+	if e, ok := errors.AsType[*feature.DirError](err); !ok || err.Error() != "features_dir: "+e.Dir+": no such file or directory" {
 		t.Errorf("List of no directory: %v", err)
 	}
 }

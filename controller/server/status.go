@@ -15,6 +15,7 @@ import (
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 
 	"phoenix.internal/controller/engine"
+	"phoenix.internal/controller/feature"
 	"phoenix.internal/controller/node"
 	"phoenix.internal/controller/store"
 )
@@ -69,6 +70,9 @@ func statusOf(err error, requestID string) error {
 	}
 	if e, ok := errors.AsType[*engine.UnreadableError](err); ok {
 		return withReason(codes.FailedPrecondition, errorv1.Reason_REASON_FLEET_UNREADABLE, err, "path", e.Path)
+	}
+	if e, ok := errors.AsType[*feature.DirError](err); ok {
+		return withReason(codes.FailedPrecondition, errorv1.Reason_REASON_FEATURES_UNREADABLE, err, "path", e.Dir)
 	}
 	if e, ok := errors.AsType[*engine.NotInFleetError](err); ok {
 		return withReason(codes.NotFound, errorv1.Reason_REASON_NOT_IN_FLEET, err, "ctid", itoa(e.CTID), "path", e.Path)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"phoenix.internal/controller/client"
 	"phoenix.internal/controller/engine"
+	"phoenix.internal/controller/feature"
 	"phoenix.internal/controller/fleet"
 	"phoenix.internal/controller/node"
 	"phoenix.internal/controller/server"
@@ -81,6 +83,11 @@ var statusTests = []struct {
 		"no fleet file", &engine.UnreadableError{},
 		codes.FailedPrecondition, errorv1.Reason_REASON_FLEET_UNREADABLE, map[string]string{"path": ""},
 		"no fleet file is configured; set fleet_file",
+	},
+	{
+		"no features_dir any more", &feature.DirError{Dir: "/f", Err: fs.ErrNotExist},
+		codes.FailedPrecondition, errorv1.Reason_REASON_FEATURES_UNREADABLE, map[string]string{"path": "/f"},
+		"features_dir: /f: file does not exist",
 	},
 	{
 		"not in the fleet file", &engine.NotInFleetError{CTID: 999, Path: "/f.json"},

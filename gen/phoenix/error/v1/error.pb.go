@@ -127,6 +127,9 @@ const (
 	// UNAVAILABLE. The state directory cannot be used: another process uses it, or the disk refuses.
 	// Metadata: `path`, and `holder_pid` where it is known.
 	Reason_REASON_STATE_UNAVAILABLE Reason = 79
+	// FAILED_PRECONDITION. The directory that holds the scripts of the features cannot be read.
+	// Metadata: `path`.
+	Reason_REASON_FEATURES_UNREADABLE Reason = 80
 	// INTERNAL. A defect of Phoenix. Metadata: `request_id`.
 	Reason_REASON_INTERNAL Reason = 90
 )
@@ -169,6 +172,7 @@ var (
 		77: "REASON_FLEET_UNREADABLE",
 		78: "REASON_SHUTTING_DOWN",
 		79: "REASON_STATE_UNAVAILABLE",
+		80: "REASON_FEATURES_UNREADABLE",
 		90: "REASON_INTERNAL",
 	}
 	Reason_value = map[string]int32{
@@ -207,6 +211,7 @@ var (
 		"REASON_FLEET_UNREADABLE":       77,
 		"REASON_SHUTTING_DOWN":          78,
 		"REASON_STATE_UNAVAILABLE":      79,
+		"REASON_FEATURES_UNREADABLE":    80,
 		"REASON_INTERNAL":               90,
 	}
 )
@@ -242,7 +247,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x87\b\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xa7\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -279,7 +284,8 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x13REASON_NOT_IN_FLEET\x10L\x12\x1b\n" +
 	"\x17REASON_FLEET_UNREADABLE\x10M\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10N\x12\x1c\n" +
-	"\x18REASON_STATE_UNAVAILABLE\x10O\x12\x13\n" +
+	"\x18REASON_STATE_UNAVAILABLE\x10O\x12\x1e\n" +
+	"\x1aREASON_FEATURES_UNREADABLE\x10P\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10ZB/Z-phoenix.internal/gen/phoenix/error/v1;errorv1b\x06proto3"
 
 var (
