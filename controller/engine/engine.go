@@ -51,9 +51,8 @@ type Request struct {
 
 // A Planned is a plan and what it was made from.
 type Planned struct {
-	Plan     *plan.Plan
+	Plan     *plan.Plan // its warnings are those of the fleet file too, which come first
 	Fleet    *fleet.Fleet
-	Findings []fleet.Finding // none of them is an error
 	Observed *observed.Fleet
 }
 
@@ -170,7 +169,8 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Planned, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Planned{Plan: p, Fleet: f, Findings: findings, Observed: o}, nil
+	p.Warnings = warnings(findings, p)
+	return &Planned{Plan: p, Fleet: f, Observed: o}, nil
 }
 
 // desired reads the fleet file and checks that it has the CTIDs.
@@ -270,10 +270,12 @@ func container(c plan.Container) store.Container {
 	return s
 }
 
+// warnings are those of the fleet file and of its plan. Each stands in a list of warnings, so it does not say that it is
+// one.
 func warnings(findings []fleet.Finding, p *plan.Plan) []string {
 	var out []string
 	for _, f := range findings {
-		out = append(out, f.String())
+		out = append(out, f.Unmarked())
 	}
 	return append(out, p.Warnings...)
 }

@@ -923,8 +923,11 @@ func TestPlanChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Plan.Containers) != 1 || len(p.Plan.Containers[0].Steps) != 4 || len(p.Findings) != 1 || len(p.Observed.Nodes) != 1 {
-		t.Errorf("Plan = %+v, findings %v", p.Plan, p.Findings)
+	if len(p.Plan.Containers) != 1 || len(p.Plan.Containers[0].Steps) != 4 || len(p.Observed.Nodes) != 1 {
+		t.Errorf("Plan = %+v of %v", p.Plan, p.Observed)
+	}
+	if want := []string{b.cfg.FleetFile + `:1:49: containers 901: unknown key "unheard_of"`}; !slices.Equal(p.Plan.Warnings, want) {
+		t.Errorf("warnings %q, want %q", p.Plan.Warnings, want)
 	}
 	b.wantActs()
 	if runs, err := b.Runs(0); err != nil || len(runs) != 0 {

@@ -30,15 +30,22 @@ type Finding struct {
 // String returns the finding as people read it: "FILE:LINE:COLUMN: containers 901: gpu_assignment: MESSAGE", and for a
 // warning "FILE:LINE:COLUMN: warning: containers 901: ...".
 func (f Finding) String() string {
+	if f.Severity == Warning {
+		return f.text("warning: ")
+	}
+	return f.text("")
+}
+
+// Unmarked returns the finding as String does, without saying that it is a warning.
+func (f Finding) Unmarked() string { return f.text("") }
+
+func (f Finding) text(mark string) string {
 	var s strings.Builder
 	s.WriteString(f.File)
 	if f.Line > 0 {
 		fmt.Fprintf(&s, ":%d:%d", f.Line, f.Column)
 	}
-	s.WriteString(": ")
-	if f.Severity == Warning {
-		s.WriteString("warning: ")
-	}
+	s.WriteString(": " + mark)
 	if f.CTID != 0 {
 		fmt.Fprintf(&s, "containers %d: ", f.CTID)
 	}
