@@ -237,7 +237,7 @@ func (s *sequence) features() (steps []Step, notes []string) {
 		case !s.opts.Scripts[name]:
 			notes = append(notes, fmt.Sprintf("feature %s has no script in features_dir: not managed", name))
 		case s.will:
-			steps = append(steps, Step{Kind: Feature, Feature: name, Reason: "script " + name + ".sh"})
+			steps = append(steps, Step{Kind: Feature, Feature: name, Reason: "script " + name + ".sh, unless it has succeeded in there before"})
 		}
 	}
 	return steps, notes

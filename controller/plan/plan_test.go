@@ -585,8 +585,8 @@ func TestFeatures(t *testing.T) {
 		{
 			name: "with scripts, in the order of the file", fleet: declared, node: node(running(given(0), given(0))), opts: scripts,
 			want: []string{
-				"feature vllm: script vllm.sh",
-				"feature docker: script docker.sh",
+				"feature vllm: script vllm.sh, unless it has succeeded in there before",
+				"feature docker: script docker.sh, unless it has succeeded in there before",
 				"health: curl -f localhost ...: at most 5 tries, 2s apart",
 				"note: feature nvidia: driver installation is not managed yet",
 				"note: feature trusted_ca has no script in features_dir: not managed",
