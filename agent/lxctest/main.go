@@ -29,6 +29,9 @@ const (
 // with their result. On a machine that cannot run containers the tests run where they are, and
 // those that call [Require] are skipped.
 func Main(m *testing.M) {
+	// A signal that is ignored, as SIGHUP is under nohup, would be ignored in the containers too; one that is
+	// caught is not.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	switch stage := os.Getenv(stageEnv); {
 	case stage == stageTest || missing() != "":
 		os.Exit(m.Run())

@@ -86,7 +86,7 @@ func TestMeaningGoldens(t *testing.T) {
 			conf := read(t, name+".conf")
 			r := readRecording(t, name+".parsed.json")
 			if r.Config == nil {
-				t.Skip("Proxmox's parser died on this conf; TestCanonicalGoldens has it")
+				return // Proxmox's parser died on this conf; TestCanonicalGoldens has it
 			}
 			want := plain(t, r.Config).(map[string]any)
 			got := meaning(pveconf.Parse(conf))

@@ -37,6 +37,9 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 2
 	}
+	// A signal that is ignored here, as SIGHUP is under nohup, would be ignored by every command in a container too; one
+	// that is caught is not.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := agent.Run(ctx, cfg, cfg.Logger(os.Stderr)); err != nil {
