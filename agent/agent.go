@@ -71,7 +71,7 @@ func Serve(ctx context.Context, address string, srv *server.Server, manager *con
 	if err != nil {
 		return err
 	}
-	lis, err := listen(ctx, address)
+	lis, err := listen(ctx, address, log)
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen: %w", err), finish(ctx))
 	}
@@ -92,13 +92,14 @@ func Serve(ctx context.Context, address string, srv *server.Server, manager *con
 
 // listen listens at address. One that is in use may be free in a moment: a child that an agent was starting when it was
 // killed holds the agent's socket until it has become another program.
-func listen(ctx context.Context, address string) (net.Listener, error) {
+func listen(ctx context.Context, address string, log *slog.Logger) (net.Listener, error) {
 	const patience = 5 * time.Second
-	for deadline := time.Now().Add(patience); ; {
+	for begin := time.Now(); ; {
 		lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+		if !errors.Is(err, unix.EADDRINUSE) || time.Since(begin) > patience {
 			return lis, err
 		}
+		log.Warn("address in use; trying again", "address", address)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
