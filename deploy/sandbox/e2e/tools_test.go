@@ -1,10 +1,10 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +17,7 @@ func TestGRPCTools(t *testing.T) {
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
-	tools := buildTools(t)
+	curl, healthProbe := goTool(t, "grpcurl"), goTool(t, "grpc-health-probe")
 	identity := []string{w.PKI("ca.pem"), w.PKI("cli.pem"), w.PKI("cli-key.pem")}
 
 	for _, server := range []struct {
@@ -54,7 +54,7 @@ func TestGRPCTools(t *testing.T) {
 	} {
 		w.setFleet(`"901": {"gpu_assignment": "0"}`)
 		grpcurl := func(args ...string) (string, bool) {
-			return tool(t, filepath.Join(tools, "grpcurl"), append([]string{
+			return tool(t, curl, append([]string{
 				"-cacert", identity[0], "-cert", identity[1], "-key", identity[2], "-servername", server.name,
 			}, args...)...)
 		}
@@ -82,13 +82,13 @@ func TestGRPCTools(t *testing.T) {
 			"without certificate": {"-cacert", identity[0], "-servername", server.name},
 			"any server":          {"-insecure"},
 		} {
-			if out, ok := tool(t, filepath.Join(tools, "grpcurl"), append(args, "-max-time", "5", server.address, "list")...); ok {
+			if out, ok := tool(t, curl, append(args, "-max-time", "5", server.address, "list")...); ok {
 				t.Errorf("%s: grpcurl %s is served:\n%s", server.name, what, out)
 			}
 		}
 
 		probe := func(args ...string) (string, bool) {
-			return tool(t, filepath.Join(tools, "grpc-health-probe"), append([]string{"-addr", server.address, "-connect-timeout", "2s"}, args...)...)
+			return tool(t, healthProbe, append([]string{"-addr", server.address, "-connect-timeout", "2s"}, args...)...)
 		}
 		mutual := []string{
 			"-tls", "-tls-ca-cert", identity[0], "-tls-client-cert", identity[1], "-tls-client-key", identity[2], "-tls-server-name", server.name,
@@ -111,22 +111,19 @@ func TestGRPCTools(t *testing.T) {
 	reaches(t, n, 901, "nvidia0 nvidia1=ENOENT"+control) // by the Apply above
 }
 
-// buildTools builds the tools that tools/go.mod pins.
-func buildTools(t *testing.T) string {
+// goTool builds a tool that tools/go.mod pins, or finds it in Go's cache.
+func goTool(t *testing.T, name string) string {
 	t.Helper()
-	root, err := filepath.Abs("../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	build := exec.Command("go", "build", "-modfile=tools/go.mod", "-o", dir+"/",
-		"github.com/fullstorydev/grpcurl/cmd/grpcurl", "github.com/grpc-ecosystem/grpc-health-probe")
-	build.Dir = root
+	build := exec.Command("go", "tool", "-modfile=tools/go.mod", "-n", name)
+	build.Dir = "../../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the tools: %v\n%s", err, out)
+	var stderr bytes.Buffer
+	build.Stderr = &stderr
+	path, err := build.Output()
+	if err != nil {
+		t.Fatalf("go tool %s: %v\n%s", name, err, &stderr)
 	}
-	return dir
+	return strings.TrimSpace(string(path))
 }
 
 // tool runs a program and returns all that it wrote, and whether it succeeded.
