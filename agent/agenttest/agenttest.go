@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,7 +103,7 @@ func (n *Node) Start() {
 		Prober: n.Runtime, Attacher: attacher, Log: n.Manager.Log,
 		Facts: server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
 	}, tlsConfig)
-	lis, err := net.Listen("tcp", cmp.Or(n.Address, "127.0.0.1:0"))
+	lis, err := net.Listen("tcp", cmp.Or(n.Address, loopback()+":0"))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -116,6 +117,15 @@ func (n *Node) Start() {
 			n.t.Errorf("agent of %s: %v", n.Name, err)
 		}
 	}
+}
+
+var nodes atomic.Uint32
+
+// loopback returns an address of this machine for one node alone, where a port stays free for an agent that is started
+// again.
+func loopback() string {
+	pid, n := os.Getpid(), nodes.Add(1)
+	return net.IPv4(127, byte(1+pid%250), byte(pid/250), byte(n)).String()
 }
 
 // Stop ends the agent, as if the node were unreachable.
