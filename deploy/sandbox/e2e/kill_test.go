@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"os"
@@ -317,44 +316,51 @@ func (k *killing) allRun() {
 	}
 }
 
-// pctOfAgent are the pct and lxc-stop that the agent runs now, which systemd would end with it.
+// pctOfAgent are the pct and lxc-stop that the agent runs now, which systemd would end with it. What else pct
+// starts belongs to the container's own unit.
 func (k *killing) pctOfAgent() []int {
 	k.t.Helper()
 	agent, err := k.w.AgentPID(k.n.Name)
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	parents, names := map[int]int{}, map[int]string{}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
-		if err != nil {
-			continue // it has ended
-		}
-		begin, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
-		names[pid] = string(stat[begin+1 : end])
-		parents[pid], _ = strconv.Atoi(strings.Fields(string(stat[end+1:]))[1])
-	}
 	var pids []int
-	for pid, name := range names {
-		if name != "pct" && name != "lxc-stop" {
-			continue
+	for _, pct := range childrenOf(agent) {
+		if nameOf(pct) == "pct" {
+			pids = append(pids, pct)
 		}
-		for parent := parents[pid]; parent > 1; parent = parents[parent] {
-			if parent == agent {
+		for _, pid := range childrenOf(pct) {
+			if nameOf(pid) == "lxc-stop" {
 				pids = append(pids, pid)
-			}
-			if names[parent] == "lxc-start" {
-				break // a hook of a container, in its own unit
 			}
 		}
 	}
 	return pids
+}
+
+// childrenOf are the children of a process, of all its threads; none if it has ended.
+func childrenOf(pid int) []int {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	var pids []int
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for word := range strings.FieldsSeq(string(b)) {
+			if child, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids
+}
+
+// nameOf is the name of a process, empty if it has ended.
+func nameOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
