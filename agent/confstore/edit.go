@@ -38,8 +38,11 @@ type Result struct {
 // [*LockTimeoutError], [ErrTooLarge], and a [*DigestError] if somebody writes without the lock meanwhile, whose write
 // then stands. After [ErrNoAnswer], [ErrBusy], [ErrDisconnected] and [ErrDatabase] the conf is the old or the new one;
 // after any other error it was not touched.
-func (s *Store) Edit(ctx context.Context, ctid int32, ifDigest string, by Author, fn func(*pveconf.File) error) (Result, error) {
-	r, err := s.replace(ctx, ctid, ifDigest, by, edited(fn))
+//
+// The functions in before are told the outcome when the old bytes are kept and the conf is not yet touched, to record what
+// is about to be done. An error of one of them ends the edit.
+func (s *Store) Edit(ctx context.Context, ctid int32, ifDigest string, by Author, fn func(*pveconf.File) error, before ...func(Result) error) (Result, error) {
+	r, err := s.replace(ctx, ctid, ifDigest, by, edited(fn), before)
 	if err != nil {
 		return Result{}, fmt.Errorf("edit conf of CTID %d: %w", ctid, err)
 	}
@@ -58,12 +61,12 @@ func (s *Store) Preview(ctid int32, ifDigest string, fn func(*pveconf.File) erro
 
 // Restore puts a revision back, otherwise like Edit. Snapshots and pending changes are not part of a revision's
 // configuration: those of the present conf stay as they are.
-func (s *Store) Restore(ctx context.Context, ctid int32, number int64, ifDigest string, by Author) (Result, error) {
+func (s *Store) Restore(ctx context.Context, ctid int32, number int64, ifDigest string, by Author, before ...func(Result) error) (Result, error) {
 	_, old, err := s.Revision(ctid, number)
 	if err != nil {
 		return Result{}, err
 	}
-	r, err := s.replace(ctx, ctid, ifDigest, by, restored(old))
+	r, err := s.replace(ctx, ctid, ifDigest, by, restored(old), before)
 	if err != nil {
 		return Result{}, fmt.Errorf("restore revision %d of the conf of CTID %d: %w", number, ctid, err)
 	}
@@ -139,7 +142,7 @@ func (s *Store) apply(ctid int32, before []byte, ifDigest string, fn change) (Re
 	return Result{Before: before, After: after, Digest: digest(after), Changed: !bytes.Equal(before, after)}, nil
 }
 
-func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Author, fn change) (Result, error) {
+func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Author, fn change, tell []func(Result) error) (Result, error) {
 	if err := s.Check(); err != nil {
 		return Result{}, err
 	}
@@ -163,6 +166,11 @@ func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Aut
 	r.Revision, err = s.save(ctid, before, by, r.Digest)
 	if err != nil {
 		return Result{}, fmt.Errorf("keep the old conf: %w", err)
+	}
+	for _, f := range tell {
+		if err := f(r); err != nil {
+			return Result{}, errors.Join(err, s.drop(ctid, r.Revision))
+		}
 	}
 	replaced, err := answer(s, l, func(j *job) (bool, error) { return s.swap(j, ctid, before, r.After) })
 	if err == nil {

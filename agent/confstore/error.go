@@ -22,6 +22,16 @@ var (
 	ErrNoAnswer     = errors.New("Proxmox's file system does not answer")       // see [Store]
 )
 
+// MayHaveWritten tells whether the conf may be the new one although an edit ended with err.
+func MayHaveWritten(err error) bool {
+	for _, unclear := range []error{ErrBusy, ErrDisconnected, ErrDatabase, ErrNoAnswer} {
+		if errors.Is(err, unclear) {
+			return true
+		}
+	}
+	return false
+}
+
 // A DigestError says that a conf is not the one the caller planned against, or that somebody else wrote it
 // during the edit.
 type DigestError struct {

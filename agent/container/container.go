@@ -14,7 +14,7 @@ import (
 	"phoenix.internal/agent/passthrough"
 )
 
-// A Manager observes and changes the containers of one node. All fields but AllowedOptions must be set. Its methods
+// A Manager observes and changes the containers of one node. All fields but AllowedOptions and StartPatience must be set. Its methods
 // may be called concurrently; changes of one container wait for each other.
 type Manager struct {
 	Confs   *confstore.Store
@@ -24,7 +24,10 @@ type Manager struct {
 	StateDir string
 	// AllowedOptions are the lxc.* options that SetOption may set, as key=value.
 	AllowedOptions []string
-	Log            *slog.Logger
+	// StartPatience is how long a start that Proxmox refuses for the moment is tried again, for example because a backup
+	// has locked the container; 0 means 2 min.
+	StartPatience time.Duration
+	Log           *slog.Logger
 
 	locks ctlock.Locks
 }

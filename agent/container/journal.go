@@ -8,58 +8,89 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"phoenix.internal/agent/confstore"
 )
 
 // An intent says that a running container is about to be stopped in order to start it again.
 type intent struct {
-	CTID     int32  `json:"ctid"`
-	Instance string `json:"instance"` // that ran before
-	Who      string `json:"who,omitempty"`
-	Why      string `json:"why,omitempty"`
+	CTID     int32         `json:"ctid"`
+	Instance string        `json:"instance"` // that ran before; empty if it was just being started, or stopped
+	Begin    int64         `json:"begin"`    // nanoseconds since 1970; tells two restarts apart
+	Timeout  time.Duration `json:"timeout"`  // for the graceful shutdown, nanoseconds
+	Who      string        `json:"who,omitempty"`
+	Why      string        `json:"why,omitempty"`
 }
 
-// An unprovenEdit is an edit of ours with which the container has not yet been started.
+// An unprovenEdit is an edit of ours with which the container has not yet been started. It is recorded before the conf is
+// written, so the conf may be as before all the same.
 type unprovenEdit struct {
-	Revision int64  `json:"revision"` // holds what was before the first such edit
-	After    []byte `json:"after"`    // what the last such edit wrote
+	Revision int64    `json:"revision"` // holds what was before the first such edit
+	Instance string   `json:"instance"` // that ran at the first such edit; empty if none did
+	After    [][]byte `json:"after"`    // what the last such edit writes, and before it what the one before wrote
+}
+
+// unknownInstance is recorded of a container that could not be observed.
+const unknownInstance = "unknown"
+
+// provenBy says whether a container that runs as the instance was started after the edits, and so with them.
+func (e unprovenEdit) provenBy(instance string) bool {
+	return instance != "" && e.Instance != unknownInstance && instance != e.Instance
 }
 
 func (m *Manager) recordIntent(in intent) error { return m.save("restart", in.CTID, in) }
 func (m *Manager) dropIntent(ctid int32) error  { return m.drop("restart", ctid) }
 
-// intents returns the restarts that were not finished.
-func (m *Manager) intents() ([]intent, error) {
+// intents returns the restarts that were not finished. The errors are about single ones.
+func (m *Manager) intents() ([]intent, []error) {
 	names, err := filepath.Glob(filepath.Join(m.StateDir, "restart", "*.json"))
 	if err != nil {
-		return nil, err
+		return nil, []error{err}
 	}
 	var all []intent
+	var errs []error
 	for _, name := range names {
-		b, err := os.ReadFile(name)
+		in, err := readIntent(name)
 		if err != nil {
-			return nil, fmt.Errorf("unfinished restarts: %w", err)
-		}
-		var in intent
-		if err := json.Unmarshal(b, &in); err != nil {
-			return nil, fmt.Errorf("unfinished restarts: %s: %w; look at the container, then remove the file", name, err)
+			errs = append(errs, fmt.Errorf("unfinished restart: %w; look at the container, then remove the file", err))
+			continue
 		}
 		all = append(all, in)
 	}
-	return all, nil
+	return all, errs
+}
+
+func readIntent(name string) (intent, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return intent{}, err
+	}
+	var in intent
+	if err := json.Unmarshal(b, &in); err != nil {
+		return intent{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return in, nil
+}
+
+// isCurrent says whether no later restart has replaced or finished this one.
+func (m *Manager) isCurrent(in intent) bool {
+	now, err := readIntent(m.record("restart", in.CTID))
+	return err == nil && now == in
 }
 
 // recordUnproven keeps the way back over several edits in a row: to what was before the first.
-func (m *Manager) recordUnproven(ctid int32, res confstore.Result) error {
+func (m *Manager) recordUnproven(ctid int32, instance string, res confstore.Result) error {
 	edit, ok, err := m.unproven(ctid)
 	if err != nil {
 		return err
 	}
-	if !ok {
-		edit.Revision = res.Revision
+	if !ok || edit.provenBy(instance) {
+		edit = unprovenEdit{Revision: res.Revision, Instance: instance}
+	} else if n := len(edit.After); n > 0 {
+		edit.After = edit.After[n-1:]
 	}
-	edit.After = res.After
+	edit.After = append(edit.After, res.After)
 	return m.save("unproven", ctid, edit)
 }
 
@@ -72,7 +103,9 @@ func (m *Manager) unproven(ctid int32) (unprovenEdit, bool, error) {
 		return edit, false, fmt.Errorf("edit to roll back: %w", err)
 	}
 	if err := json.Unmarshal(b, &edit); err != nil {
-		return edit, false, fmt.Errorf("edit to roll back: %s: %w", m.record("unproven", ctid), err)
+		// Nobody but us writes it. What is lost is the way back; refusing every later edit would be worse.
+		m.Log.Error("record of an edit is damaged", "ctid", ctid, "path", m.record("unproven", ctid), "err", err)
+		return unprovenEdit{}, false, nil
 	}
 	return edit, true, nil
 }

@@ -85,10 +85,7 @@ func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) 
 		Problems:     problems,
 	}
 	c.Hostname, _ = conf.Property("hostname")
-	c.Lock, _ = conf.Property("lock")
-	if c.Lock == "0" {
-		c.Lock = "" // Perl's falsehood: not locked
-	}
+	c.Lock = lockOf(conf)
 	paths := make(map[string]bool)
 	for _, n := range inv.Nodes {
 		paths[n.Path] = true
@@ -172,6 +169,15 @@ func restartPending(conf *pveconf.File, c Container, inv passthrough.Inventory) 
 func unprivileged(conf *pveconf.File) bool {
 	return isTrue(conf, "unprivileged") ||
 		slices.ContainsFunc(conf.Raw(), func(e pveconf.Entry) bool { return e.Key == "lxc.idmap" && e.Value != "" })
+}
+
+// lockOf returns the value of `lock:`; empty if not locked, which "0" is too for Perl.
+func lockOf(conf *pveconf.File) string {
+	lock, _ := conf.Property("lock")
+	if lock == "0" {
+		return ""
+	}
+	return lock
 }
 
 // isTrue reads a boolean as Proxmox's parser normalises it.

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -195,7 +196,9 @@ func (m *Manager) Patch(ctx context.Context, ctid int32, ifDigest string, previe
 	if preview {
 		return m.Confs.Preview(ctid, ifDigest, edit)
 	}
-	return m.write(ctid, func() (confstore.Result, error) { return m.Confs.Edit(ctx, ctid, ifDigest, by, edit) })
+	return m.write(ctx, ctid, func(record func(confstore.Result) error) (confstore.Result, error) {
+		return m.Confs.Edit(ctx, ctid, ifDigest, by, edit, record)
+	})
 }
 
 // Restore makes the content of a revision the conf again.
@@ -205,18 +208,32 @@ func (m *Manager) Restore(ctx context.Context, ctid int32, revision int64, ifDig
 		return confstore.Result{}, err
 	}
 	defer unlock()
-	return m.write(ctid, func() (confstore.Result, error) { return m.Confs.Restore(ctx, ctid, revision, ifDigest, by) })
+	return m.write(ctx, ctid, func(record func(confstore.Result) error) (confstore.Result, error) {
+		return m.Confs.Restore(ctx, ctid, revision, ifDigest, by, record)
+	})
 }
 
-// write edits a conf and records that no start has proven the outcome yet.
-func (m *Manager) write(ctid int32, edit func() (confstore.Result, error)) (confstore.Result, error) {
-	res, err := edit()
-	if err != nil || !res.Changed {
+// write edits a conf. That no start has proven the outcome yet is recorded before the conf is touched: an agent that is
+// killed in between must not lose the way back.
+func (m *Manager) write(ctx context.Context, ctid int32, edit func(record func(confstore.Result) error) (confstore.Result, error)) (confstore.Result, error) {
+	instance := unknownInstance
+	if running, err := m.Runtime.Observe(ctx, ctid, nil); err == nil {
+		instance = running.Instance
+	}
+	earlier, had, err := m.unproven(ctid)
+	if err != nil {
+		return confstore.Result{}, err
+	}
+	recorded := false
+	res, err := edit(func(res confstore.Result) error {
+		recorded = true
+		return m.recordUnproven(ctid, instance, res)
+	})
+	if err == nil || !recorded || confstore.MayHaveWritten(err) {
 		return res, err
 	}
-	if err := m.recordUnproven(ctid, res); err != nil {
-		// The conf is right; what is lost is the way back if it does not start.
-		m.Log.Warn("edit not recorded for roll-back", "ctid", ctid, "err", err)
+	if had {
+		return res, errors.Join(err, m.save("unproven", ctid, earlier))
 	}
-	return res, nil
+	return res, errors.Join(err, m.dropUnproven(ctid))
 }

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"slices"
 	"time"
 
 	"phoenix.internal/agent/confstore"
@@ -77,8 +77,18 @@ func (e *RolledBackError) Error() string {
 }
 func (e *RolledBackError) Unwrap() error { return e.Err }
 
-// startTimeout bounds pct start, which runs hookscripts and mounts storage.
-const startTimeout = 5 * time.Minute
+const (
+	// startTimeout bounds pct start, which runs hookscripts and mounts storage; killTimeout pct stop, which waits for the
+	// post-stop hooks.
+	startTimeout = 5 * time.Minute
+	killTimeout  = 2 * time.Minute
+	// settleTime is how long the container may take to be as pct says it is, haSettleTime where pct has only passed on a
+	// request to Proxmox's HA stack, which looks every ten seconds.
+	settleTime   = 10 * time.Second
+	haSettleTime = 3 * time.Minute
+	// defaultStartPatience covers the moment in which a backup has locked the container, and a short loss of quorum.
+	defaultStartPatience = 2 * time.Minute
+)
 
 // Restart stops a container and starts it; a stopped one is only started. progress, called from this goroutine, is told
 // of each phase as it begins. If the container does not come up and its conf is one that we wrote since it last ran, the
@@ -97,26 +107,40 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 	if err != nil {
 		return Container{}, err
 	}
-	// From here on the container is down because we are restarting it: leaving with the caller would leave it down.
-	// pct shutdown may take twice its timeout and five seconds (LXC.pm, vm_stop).
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*(opts.Timeout+5*time.Second)+2*startTimeout)
-	defer cancel()
+	// From here on the container is down because we are restarting it: leaving with the caller would leave it down. Each
+	// command has a deadline of its own, so that a slow stop leaves time for the start.
+	ctx = context.WithoutCancel(ctx)
 
-	intent := intent{CTID: ctid, Who: opts.Who, Why: opts.Why}
-	if running.State != lxcmon.Stopped {
-		intent.Instance = running.Instance
-		if err := m.recordIntent(intent); err != nil {
+	if edit, ok, err := m.unproven(ctid); err != nil {
+		return Container{}, err
+	} else if ok && edit.provenBy(running.Instance) {
+		// It came up with our conf already. If it does not come up now, the conf is not why.
+		if err := m.dropUnproven(ctid); err != nil {
 			return Container{}, err
 		}
-		if err := m.stop(ctx, ctid, opts, progress); err != nil {
+	}
+	if running.State != lxcmon.Stopped {
+		in := intent{
+			CTID: ctid, Instance: running.Instance, Begin: time.Now().UnixNano(), Timeout: opts.Timeout, Who: opts.Who, Why: opts.Why,
+		}
+		if err := m.recordIntent(in); err != nil {
+			return Container{}, err
+		}
+		if err := m.stop(ctx, ctid, running.Instance, opts, progress); err != nil {
 			return Container{}, errors.Join(err, m.dropIntent(ctid))
 		}
 	}
 	err = m.start(ctx, ctid, opts, progress)
+	if passing(err) {
+		return Container{}, err // the intent stays: the next agent tries again
+	}
 	if err := errors.Join(err, m.dropIntent(ctid)); err != nil {
 		return Container{}, err
 	}
 	c, _, err := m.Get(ctx, ctid)
+	if err == nil && c.Running.State == lxcmon.Stopped {
+		return Container{}, &StartError{CTID: ctid, Err: errors.New("it came up and ended again at once")}
+	}
 	return c, err
 }
 
@@ -133,7 +157,7 @@ func (m *Manager) mayRestart(ctx context.Context, ctid int32, instance string) (
 	if isTrue(conf, "template") {
 		return Running{}, fmt.Errorf("CTID %d: %w", ctid, ErrTemplate)
 	}
-	if lock, ok := conf.Property("lock"); ok && lock != "0" {
+	if lock := lockOf(conf); lock != "" {
 		return Running{}, &confstore.LockedError{CTID: ctid, Lock: lock}
 	}
 	running, err := m.Runtime.Observe(ctx, ctid, nil)
@@ -147,40 +171,75 @@ func (m *Manager) mayRestart(ctx context.Context, ctid int32, instance string) (
 }
 
 // stop returns when the container is stopped and Proxmox has rewritten its conf.
-func (m *Manager) stop(ctx context.Context, ctid int32, opts RestartOptions, progress func(Phase, string)) error {
+func (m *Manager) stop(ctx context.Context, ctid int32, instance string, opts RestartOptions, progress func(Phase, string)) error {
 	if opts.Timeout > 0 {
 		progress(ShuttingDown, "")
-		err := m.Runtime.Shutdown(ctx, ctid, opts.Timeout)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, pct.ErrStopTimeout) && opts.NoForce:
+		// It may take twice its timeout and five seconds (LXC.pm, vm_stop), after 10 s for Proxmox's lock.
+		limited, cancel := context.WithTimeout(ctx, 2*(opts.Timeout+5*time.Second)+30*time.Second)
+		err := m.Runtime.Shutdown(limited, ctid, opts.Timeout)
+		cancel()
+		if !errors.Is(err, pct.ErrStopTimeout) {
+			err = m.awaitStop(ctx, ctid, instance, opts.Timeout, err)
+		}
+		if !errors.Is(err, pct.ErrStopTimeout) || opts.NoForce {
 			return err
-		case !errors.Is(err, pct.ErrStopTimeout):
-			// It may have ended by itself in the meantime; then there is nothing left to stop.
-			if running, observeErr := m.Runtime.Observe(ctx, ctid, nil); observeErr != nil || running.State != lxcmon.Stopped {
-				return errors.Join(err, observeErr)
-			}
-			return nil
 		}
 	}
 	progress(Forcing, "")
-	err := m.Runtime.Stop(ctx, ctid)
-	if err == nil {
-		return nil
+	limited, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	return m.awaitStop(ctx, ctid, instance, 0, m.Runtime.Stop(limited, ctid))
+}
+
+// awaitStop looks whether the container really stopped. After success of pct it is waited for: under Proxmox's HA stack pct
+// only passes on a request. After an error it may have stopped all the same, or be about to.
+func (m *Manager) awaitStop(ctx context.Context, ctid int32, instance string, timeout time.Duration, stopErr error) error {
+	managed := m.managed(ctid)
+	patience := settleTime
+	if managed && stopErr == nil {
+		patience = timeout + haSettleTime
 	}
-	if running, observeErr := m.Runtime.Observe(ctx, ctid, nil); observeErr == nil && running.State == lxcmon.Stopped {
-		return nil
+	deadline := time.Now().Add(patience)
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		running, err := m.Runtime.Observe(ctx, ctid, nil)
+		same := running.State == lxcmon.Running && running.Instance == instance
+		switch {
+		case err == nil && (running.State == lxcmon.Stopped || running.State == lxcmon.Running && !same):
+			return nil
+		case stopErr != nil && (same || time.Now().After(deadline)):
+			return errors.Join(stopErr, err)
+		case time.Now().Before(deadline):
+		case err != nil:
+			return err
+		case managed:
+			return fmt.Errorf("CTID %d is managed by Proxmox's HA stack, which accepted the request, but after %v it still runs; see ha-manager status: %w",
+				ctid, patience, pct.ErrStopTimeout)
+		default:
+			return fmt.Errorf("pct says that CTID %d is stopped, but after %v it is %v: %w", ctid, patience, running.State, pct.ErrStopTimeout)
+		}
+		<-time.After(wait) // ctx does not end
 	}
-	return err
+}
+
+// managed says whether Proxmox's HA stack manages the container; if that cannot be told, pct is taken at its word.
+func (m *Manager) managed(ctid int32) bool {
+	managed, err := m.Confs.Managed(ctid)
+	if err != nil {
+		m.Log.Warn("cannot tell whether the container is under high availability", "ctid", ctid, "err", err)
+	}
+	return managed
 }
 
 // start starts a stopped container, with the old conf if it does not come up with a new one of ours.
 func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, progress func(Phase, string)) error {
 	progress(Starting, "")
-	startErr := m.startOnce(ctx, ctid)
+	startErr := m.startPatiently(ctx, ctid)
 	if startErr == nil {
-		return m.dropUnproven(ctid)
+		m.proven(ctid)
+		return nil
+	}
+	if passing(startErr) {
+		return &StartError{CTID: ctid, Err: startErr}
 	}
 	edit, ok, err := m.unproven(ctid)
 	if err != nil {
@@ -189,135 +248,112 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	if !ok || !m.confMeans(ctid, edit.After) {
 		return &StartError{CTID: ctid, Err: startErr}
 	}
+	if err := m.down(ctx, ctid); err != nil {
+		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf was not put back, because it does not stop: %w", startErr, err)}
+	}
 	progress(RollingBack, startErr.Error())
 	m.Log.Warn("container did not start with its new conf", "ctid", ctid, "revision", edit.Revision, "err", startErr)
 	by := confstore.Author{Who: opts.Who, Why: fmt.Sprintf("roll-back: the container did not start (%s)", opts.Why)}
 	if _, err := m.Confs.Restore(ctx, ctid, edit.Revision, "", by); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf could not be put back: revision %d: %w", startErr, edit.Revision, err)}
 	}
-	if err := m.startOnce(ctx, ctid); err != nil {
+	if err := m.startPatiently(ctx, ctid); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; nor with its old conf, revision %d, which is in place again: %w", startErr, edit.Revision, err)}
 	}
-	return errors.Join(&RolledBackError{CTID: ctid, Revision: edit.Revision, Err: startErr}, m.dropUnproven(ctid))
+	m.proven(ctid)
+	return &RolledBackError{CTID: ctid, Revision: edit.Revision, Err: startErr}
+}
+
+// proven forgets the way back: the container came up.
+func (m *Manager) proven(ctid int32) {
+	if err := m.dropUnproven(ctid); err != nil {
+		m.Log.Warn("a proven edit is still recorded as unproven", "ctid", ctid, "err", err)
+	}
+}
+
+// down makes sure that a container whose start failed does not hang half-way.
+func (m *Manager) down(ctx context.Context, ctid int32) error {
+	running, err := m.Runtime.Observe(ctx, ctid, nil)
+	if err != nil || running.State == lxcmon.Stopped {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	return m.awaitStop(ctx, ctid, running.Instance, 0, m.Runtime.Stop(limited, ctid))
+}
+
+// passing says whether a start failed for a cause that has nothing to do with the conf and will pass.
+func passing(err error) bool {
+	for _, cause := range []error{
+		pct.ErrLockTimeout, pct.ErrNoQuorum, confstore.ErrNoQuorum, confstore.ErrNotMounted,
+		confstore.ErrBusy, confstore.ErrDisconnected, confstore.ErrNoAnswer,
+	} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	_, locked := errors.AsType[*pct.LockedError](err)
+	return locked
+}
+
+// startPatiently starts the container, again and again while something passing prevents it: it runs no more because of us.
+func (m *Manager) startPatiently(ctx context.Context, ctid int32) error {
+	patience := m.StartPatience
+	if patience == 0 {
+		patience = defaultStartPatience
+	}
+	deadline := time.Now().Add(patience)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := m.startOnce(ctx, ctid)
+		if !passing(err) || time.Now().Add(wait).After(deadline) {
+			return err
+		}
+		m.Log.Warn("start refused for the moment; trying again", "ctid", ctid, "err", err)
+		<-time.After(wait) // ctx does not end
+	}
 }
 
 // startOnce starts the container and looks whether it really runs: pct start may succeed without knowing (LXC.pm,
-// monitor_start), and for a container under high availability it only passes on a request.
+// monitor_start), and for a container under high availability it only passes on a request. What cannot be observed for a
+// moment is looked at again, so that a busy node is not taken for a failed start.
 func (m *Manager) startOnce(ctx context.Context, ctid int32) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	startErr := m.Runtime.Start(ctx, ctid)
-	if startErr != nil {
-		if running, err := m.Runtime.Observe(ctx, ctid, nil); err == nil && running.State == lxcmon.Running {
-			return nil // somebody else started it
-		}
-		return startErr
+	limited, cancel := context.WithTimeout(ctx, startTimeout)
+	startErr := m.Runtime.Start(limited, ctid)
+	cancel()
+	patience := settleTime
+	if startErr == nil && m.managed(ctid) {
+		patience = haSettleTime
 	}
-	const patience = 10 * time.Second
 	deadline := time.Now().Add(patience)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		running, err := m.Runtime.Observe(ctx, ctid, nil)
 		switch {
-		case err != nil:
-			return err
-		case running.State == lxcmon.Running:
-			return nil
-		case time.Now().After(deadline):
+		case err == nil && running.State == lxcmon.Running:
+			return nil // if pct failed, somebody else started it
+		case err == nil && startErr != nil && running.State == lxcmon.Stopped:
+			return startErr
+		case time.Now().Before(deadline):
+		case startErr != nil || err != nil:
+			return errors.Join(startErr, err)
+		default:
 			return fmt.Errorf("pct start succeeded, but after %v the container is %v", patience, running.State)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
+		<-time.After(wait) // ctx does not end
 	}
 }
 
-// confMeans says whether the conf on disk still means what we wrote; a stop may have rewritten its bytes.
-func (m *Manager) confMeans(ctid int32, after []byte) bool {
+// confMeans says whether the conf on disk still means what one of our edits wrote; a stop may have rewritten its bytes.
+func (m *Manager) confMeans(ctid int32, edits [][]byte) bool {
 	now, err := m.Confs.Read(ctid)
 	if err != nil {
 		return false
 	}
-	if bytes.Equal(now, after) {
-		return true
-	}
-	ours, err := pveconf.Parse(after).Canonical()
-	if err != nil {
-		return false
-	}
 	theirs, err := pveconf.Parse(now).Canonical()
-	return err == nil && bytes.Equal(ours, theirs)
-}
-
-// Recover looks for restarts that the end of an earlier agent interrupted and takes the locks of their containers, so
-// that nobody else touches them. finish, which must be called, brings each container that ran before up again; its
-// errors are about single containers.
-func (m *Manager) Recover(ctx context.Context) (finish func(context.Context) error, err error) {
-	intents, err := m.intents()
-	if err != nil {
-		return nil, err
-	}
-	unlocks := make([]func(), len(intents))
-	for i, in := range intents {
-		if unlocks[i], err = m.locks.Lock(ctx, in.CTID); err != nil {
-			for _, unlock := range unlocks[:i] {
-				unlock()
-			}
-			return nil, err
+	return slices.ContainsFunc(edits, func(after []byte) bool {
+		if bytes.Equal(now, after) {
+			return true
 		}
-	}
-	return func(ctx context.Context) error {
-		errs := make([]error, len(intents))
-		var wg sync.WaitGroup
-		for i, in := range intents {
-			wg.Go(func() {
-				defer unlocks[i]()
-				if err := m.resume(ctx, in); err != nil {
-					errs[i] = fmt.Errorf("finish the restart of CTID %d: %w", in.CTID, err)
-				}
-			})
-		}
-		wg.Wait()
-		return errors.Join(errs...)
-	}, nil
-}
-
-const (
-	// recoverTimeout bounds the wait for a pct of the earlier agent that is still at work.
-	recoverTimeout = 2 * time.Minute
-	// pctGrace is how long a pct that the earlier agent started last may take until it holds Proxmox's lock: loading
-	// its Perl takes 0.6 s on an idle machine.
-	pctGrace = 3 * time.Second
-)
-
-func (m *Manager) resume(ctx context.Context, in intent) error {
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
-	quietSince := time.Now() // when the container was last seen with a pct at work on it
-	for {
-		running, err := m.Runtime.Observe(ctx, in.CTID, nil)
-		if err != nil {
-			return err
-		}
-		busy := m.Confs.Held(in.CTID)
-		if busy {
-			quietSince = time.Now()
-		}
-		switch {
-		case running.State == lxcmon.Stopped && !busy:
-			m.Log.Info("container found stopped in the middle of a restart", "ctid", in.CTID)
-			err := m.start(ctx, in.CTID, RestartOptions{Who: in.Who, Why: in.Why}, func(Phase, string) {})
-			return errors.Join(err, m.dropIntent(in.CTID))
-		case running.State == lxcmon.Running && running.Instance != in.Instance:
-			return m.dropIntent(in.CTID) // it was started anew
-		case running.State == lxcmon.Running && time.Since(quietSince) > pctGrace:
-			return m.dropIntent(in.CTID) // the stop had not begun
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the stop that was under way: %w", ctx.Err())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+		ours, oursErr := pveconf.Parse(after).Canonical()
+		return err == nil && oursErr == nil && bytes.Equal(ours, theirs)
+	})
 }
