@@ -12,6 +12,7 @@ import (
 // TestApply applies the sample fleet file, through a controller and without one. On pve2 the device minors
 // run against the indexes: there GPU 1 is /dev/nvidia0.
 func TestApply(t *testing.T) {
+	t.Parallel()
 	const none = "nvidia0=ENOENT nvidia1=ENOENT" + noControl
 	want := map[string]map[int32]string{
 		"pve1": {

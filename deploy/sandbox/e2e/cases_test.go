@@ -19,6 +19,7 @@ import (
 // A container moves to another node between the plan and the apply: it gets that node's GPU, of the same
 // index and, on pve2, of another minor.
 func TestMigration(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{Nodes: 2, ReverseMinors: true})
 	from, to := w.nodes[0], w.nodes[1]
 	startWith(from, 901, conf(901))
@@ -47,6 +48,7 @@ func TestMigration(t *testing.T) {
 
 // A privileged container may make device nodes; that of a GPU that is not its own it cannot open.
 func TestPrivileged(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, privileged(conf(901)))
@@ -63,6 +65,7 @@ func TestPrivileged(t *testing.T) {
 // An apply changes the mode in both directions and comes back to the same bytes. The container has its
 // devices already, so it goes on running; it has them after its next start, too.
 func TestModes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -92,6 +95,7 @@ func TestModes(t *testing.T) {
 
 // A stopped container is patched and stays stopped, unless it is to be started.
 func TestStopped(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	n.Add(901, conf(901))
@@ -116,6 +120,7 @@ func TestStopped(t *testing.T) {
 // A hook of other times makes a file where Proxmox is to put a native device: the container does not start
 // with its new conf. It runs with the old one again, and the error says why.
 func TestRollBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	n.Must("sh", "-c", `printf '#!/bin/sh\ntouch "$LXC_ROOTFS_MOUNT/dev/nvidia0"\n' >/run/old-gpu-hook && chmod 755 /run/old-gpu-hook`)
@@ -140,6 +145,7 @@ func TestRollBack(t *testing.T) {
 
 // exec passes stdin, stdout, stderr and the exit status; with -t the command has a terminal.
 func TestExec(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -182,6 +188,7 @@ func TestExec(t *testing.T) {
 
 // One container works and one does not: conf diff shows what differs, by meaning.
 func TestConfDiff(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901, scripted(n, 0, 1)...))
@@ -201,6 +208,7 @@ func TestConfDiff(t *testing.T) {
 
 // restart tells its phases, and the container is another instance afterwards.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -235,6 +243,7 @@ func TestRestart(t *testing.T) {
 
 // To look at many containers, running and stopped, takes no call of pct.
 func TestManyContainers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	var entries []string
@@ -261,6 +270,7 @@ func TestManyContainers(t *testing.T) {
 
 // An agent that is killed may leave its port to a child for a moment. The next one waits for it.
 func TestAgentWaitsForItsPort(t *testing.T) {
+	t.Parallel()
 	s := sandboxtest.Up(t, sandboxtest.Options{})
 	n := s.Node(1)
 	holder, started := n.Command(t.Context(), "busybox", "nc", "-l", "-p", "7461")

@@ -35,6 +35,7 @@ func privileged(conf string) string { return strings.Replace(conf, "unprivileged
 // Another writer has patched the conf: there is nothing to change in it, and yet the container has to be
 // restarted.
 func TestFailure01_SecondWriterStillRestarts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -55,6 +56,7 @@ func TestFailure01_SecondWriterStillRestarts(t *testing.T) {
 // Lines at the end of the file stand in the snapshot's section: they have no effect, and the section stays
 // as it is.
 func TestFailure02_SnapshotSectionAtTheEnd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	snapshot := "\n[before]\n" + strings.Replace(conf(901, scripted(n, 0)...), "swap: 0\n", "snaptime: 1764000000\nswap: 0\n", 1)
@@ -72,6 +74,7 @@ func TestFailure02_SnapshotSectionAtTheEnd(t *testing.T) {
 // The major of nvidia-uvm is another one on each node; that of some other host stands in the confs. (The
 // containers are privileged: Proxmox gives unprivileged ones no device rules.)
 func TestFailure03_HardCodedUVMMajor(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{Nodes: 2})
 	if w.nodes[0].Majors.UVM == w.nodes[1].Majors.UVM {
 		t.Fatal("both nodes have the same major of nvidia-uvm")
@@ -95,6 +98,7 @@ func TestFailure03_HardCodedUVMMajor(t *testing.T) {
 
 // A container with GPU 1 alone never has /dev/nvidia0; nobody waits for it.
 func TestFailure04_OnlyGPU1(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -107,6 +111,7 @@ func TestFailure04_OnlyGPU1(t *testing.T) {
 
 // Spellings of an assignment: what is clear is taken, what is not is refused with its place.
 func TestFailure05_SpellingsOfAnAssignment(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -144,6 +149,7 @@ func TestFailure05_SpellingsOfAnAssignment(t *testing.T) {
 
 // From "0,1" to "0": GPU 1 is gone from the conf and from the container.
 func TestFailure06_FewerGPUs(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -162,6 +168,7 @@ func TestFailure06_FewerGPUs(t *testing.T) {
 // A privileged container may make device nodes. A wildcard rule would give it every GPU; a rule for each
 // device does not.
 func TestFailure07_WildcardRule(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, privileged(conf(901, append(scripted(n, 0), fmt.Sprintf("lxc.cgroup2.devices.allow: c %d:* rwm", n.Majors.NVIDIA))...)))
@@ -184,6 +191,7 @@ func TestFailure07_WildcardRule(t *testing.T) {
 
 // A device that is missing is an error that names it, before anything is touched.
 func TestFailure08_MissingDevice(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{GPUs: 1})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -208,6 +216,7 @@ func TestFailure08_MissingDevice(t *testing.T) {
 // The devices are not all there yet when the container runs. The feature's script waits for them, or it
 // would fail.
 func TestFailure09_InstallerBeforeTheDevices(t *testing.T) {
+	t.Parallel()
 	features := t.TempDir()
 	const script = `#!/bin/sh
 touch /root/installer
@@ -254,6 +263,7 @@ while :; do sleep 86400 & wait $!; done
 // After a reboot of the host nvidia-uvm has another major, its node is missing until something makes it, and
 // another one is stale.
 func TestFailure10_AfterReboot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -305,6 +315,7 @@ func moveUVM(t *testing.T, n *sandboxtest.Node) int {
 // A container that was cloned from one with the driver has no nvidia feature of its own, and gets its GPU
 // all the same.
 func TestFailure11_NoNvidiaFeature(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -319,6 +330,7 @@ func TestFailure11_NoNvidiaFeature(t *testing.T) {
 
 // A dependency that is a VM, and one that no node has, are told and hinder nothing.
 func TestFailure12_DependencyThatIsNoContainer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
@@ -352,6 +364,7 @@ func TestFailure12_DependencyThatIsNoContainer(t *testing.T) {
 // Two copies of an entry in different forms, one in a comment, and one for nvidia10 are not the entry of
 // nvidia1.
 func TestFailure13_CopiesCommentsAndPrefixes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	const comment = "#lxc.mount.entry /dev/nvidia1 dev/nvidia1 none bind,optional,create=file\n"
@@ -380,6 +393,7 @@ func TestFailure13_CopiesCommentsAndPrefixes(t *testing.T) {
 
 // A clone, and a container rolled back to a snapshot, bring the GPU entries of another time with them.
 func TestFailure14_EntriesOfACloneOrSnapshot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901, scripted(n, 0, 1)...))
@@ -403,6 +417,7 @@ func TestFailure14_EntriesOfACloneOrSnapshot(t *testing.T) {
 
 // The source of a bind was missing at the start: an empty file stands in the container in its place.
 func TestFailure15_EmptyFileInPlaceOfTheDevice(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	n.Must("rm", "/dev/nvidia0")

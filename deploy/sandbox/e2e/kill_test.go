@@ -19,6 +19,7 @@ import (
 // conf must be as before or as planned, every container run again once there is an agent, and the next apply
 // must finish the job.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
 		"agent":                      func(t *testing.T) { killAgent(t, false) },
 		"agent with its pct":         func(t *testing.T) { killAgent(t, true) },
@@ -64,6 +65,7 @@ func killAgent(t *testing.T, withPct bool) {
 				var pct []int
 				if withPct {
 					pct = k.pctOfAgent()
+					t.Logf("%s: %d processes of pct are killed", m.name, len(pct))
 				}
 				k.n.SignalAgent(syscall.SIGKILL)
 				for _, pid := range pct {

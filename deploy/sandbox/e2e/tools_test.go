@@ -14,6 +14,7 @@ import (
 
 // TestGRPCTools uses grpcurl and grpc-health-probe on an agent and a controller, as their documentation says.
 func TestGRPCTools(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, sandboxtest.Options{})
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
