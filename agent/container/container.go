@@ -59,6 +59,9 @@ type Running struct {
 	Found map[string]File
 }
 
+// Unknown is the state of a container that could not be observed.
+const Unknown lxcmon.State = -1
+
 // A File is what stands at a path in a container.
 type File struct {
 	Kind         FileKind

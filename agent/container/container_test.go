@@ -147,6 +147,70 @@ func TestFailure10_NodeMissingAfterBootIsNoRestartThatWouldNotHelp(t *testing.T)
 	}
 }
 
+// Where a GPU was taken away from the conf and its device node is missing on the host, the container still has it.
+func TestRestartPendingForAGPUThatIsTakenAwayWhileItsNodeIsMissing(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, withGPU0)
+	start(t, n)
+	patch(t, n, give())
+	n.RemoveNode("nvidia0")
+	if c := get(t, n); !c.RestartPending {
+		t.Errorf("no restart pending: configured %v, effective %v", gpus(&c.Configured), gpus(c.Effective))
+	}
+}
+
+func TestRestartPending(t *testing.T) {
+	privileged := strings.Replace(withGPU0, "unprivileged: 1\n", "", 1)
+	native := plain + "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidiactl,mode=0666\ndev2: /dev/nvidia-uvm,mode=0666\ndev3: /dev/nvidia-uvm-tools,mode=0666\n"
+	caps := withGPU0 + "lxc.mount.entry: /dev/nvidia-caps dev/nvidia-caps none bind,optional,create=dir\n"
+	for _, tc := range []struct {
+		name            string
+		started, edited string
+		want            bool
+	}{
+		{"nothing changed", withGPU0, withGPU0, false},
+		{"a comment", withGPU0, "# hello\n" + withGPU0, false},
+		{"the order of lines", withGPU0, strings.Replace(withGPU0, "lxc.cgroup2.devices.allow: c 195:0 rwm\n", "", 1) + "lxc.cgroup2.devices.allow: c 195:0 rwm\n", false},
+		{"from raw to native with the same devices", withGPU0, native, false},
+		{"native, nothing changed", native, native, false},
+		{"native, one device less", native, strings.Replace(native, "dev0: /dev/nvidia0,mode=0666\n", "", 1), true},
+		{"a rule that means nothing to an unprivileged container", withGPU0, withGPU0 + "lxc.cgroup2.devices.allow: c 195:1 rwm\n", false},
+		{"a denial", withGPU0, withGPU0 + "lxc.cgroup2.devices.deny: c 195:0 rwm\n", true},
+		{"a rule alone gives a privileged container the device", privileged, privileged + "lxc.cgroup2.devices.allow: c 195:1 rwm\n", true},
+		{"a wildcard rule goes from a privileged container", privileged + "lxc.cgroup2.devices.allow: c 195:* rwm\n", privileged, true},
+		{"privileged, nothing changed", privileged, privileged, false},
+		{"a mount in a snapshot", withGPU0, withGPU0 + "\n[s1]\nlxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,optional,create=file\n", false},
+		{"a directory that the inventory does not know", withGPU0, caps, false},
+		{"raw id map instead of the property", withGPU0,
+			strings.Replace(withGPU0, "unprivileged: 1\n", "", 1) + "lxc.idmap: u 0 100000 65536\nlxc.idmap: g 0 100000 65536\n", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t)
+			n.PutConf(901, tc.started)
+			start(t, n)
+			n.PutConf(901, tc.edited)
+			if c := get(t, n); c.RestartPending != tc.want {
+				t.Errorf("pending %v, want %v; configured %+v\neffective %+v", c.RestartPending, tc.want, c.Configured, c.Effective)
+			}
+		})
+	}
+}
+
+// What stands at the path of a device that the conf does not give is the container's own affair.
+func TestGhostFilesAreOnlyWhereTheConfGivesADevice(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, withGPU0)
+	n.RemoveNode("nvidia0")
+	start(t, n)
+	if c := get(t, n); !hasProblem(c, passthrough.GhostFile) {
+		t.Errorf("no ghost file among the problems: %+v", c.Problems)
+	}
+	n.PutConf(901, plain)
+	if c := get(t, n); hasProblem(c, passthrough.GhostFile) {
+		t.Errorf("a ghost file where nothing is given: %+v", c.Problems)
+	}
+}
+
 func hasProblem(c container.Container, kind passthrough.Kind) bool {
 	for _, p := range c.Problems {
 		if p.Kind == kind {

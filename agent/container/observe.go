@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/lxcmon"
@@ -16,7 +18,8 @@ import (
 )
 
 // List returns every container with a conf on this node, by CTID, and the inventory it was judged against. It starts
-// no process. A container whose conf cannot be read is listed with that as its problem.
+// no process. A container that cannot be observed is listed with that as its problem, the state [Unknown], and what its
+// conf says if that could be read.
 func (m *Manager) List(ctx context.Context) ([]Container, *gpu.Inventory, error) {
 	inv, err := m.GPUs.Scan(ctx)
 	if err != nil {
@@ -26,22 +29,41 @@ func (m *Manager) List(ctx context.Context) ([]Container, *gpu.Inventory, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	list := make([]Container, 0, len(ctids))
-	for _, ctid := range ctids {
-		c, _, err := m.observe(ctx, ctid, inv)
-		switch {
-		case errors.Is(err, confstore.ErrNotFound):
-			continue // destroyed or migrated since CTIDs listed it
-		case err != nil:
-			c = Container{CTID: ctid, Problems: []passthrough.Problem{{
-				Kind: passthrough.Unreadable, Message: err.Error(),
-				Advice: fmt.Sprintf("look at the conf of CTID %d and at the agent's log", ctid),
-			}}}
+	// Side by side, so that monitors which do not answer are waited for together.
+	all := make([]*Container, len(ctids))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(observers)
+	for i, ctid := range ctids {
+		group.Go(func() error {
+			c, _, err := m.observe(ctx, ctid, inv)
+			if errors.Is(err, confstore.ErrNotFound) {
+				return nil // destroyed or migrated since CTIDs listed it
+			}
+			if err != nil {
+				c.CTID, c.Running = ctid, Running{State: Unknown}
+				c.Problems = append([]passthrough.Problem{{
+					Kind: passthrough.Unreadable, Message: err.Error(),
+					Advice: fmt.Sprintf("look at the conf of CTID %d and at the agent's log", ctid),
+				}}, c.Problems...)
+			}
+			all[i] = &c
+			return ctx.Err()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, nil, err
+	}
+	list := make([]Container, 0, len(all))
+	for _, c := range all {
+		if c != nil {
+			list = append(list, *c)
 		}
-		list = append(list, c)
 	}
 	return list, inv, nil
 }
+
+// observers is how many containers are observed at once.
+const observers = 16
 
 // Get returns one container and its conf.
 func (m *Manager) Get(ctx context.Context, ctid int32) (Container, *pveconf.File, error) {
@@ -53,7 +75,7 @@ func (m *Manager) Get(ctx context.Context, ctid int32) (Container, *pveconf.File
 }
 
 // Running returns how the container runs, without looking at its conf or devices. The error wraps confstore.ErrNotFound if
-// this node has no such container, and [ErrNotRunning] if it does not run.
+// this node has no such container, and is a [*NotRunningError] if it does not run.
 func (m *Manager) Running(ctx context.Context, ctid int32) (Running, error) {
 	if _, err := m.Confs.Read(ctid); err != nil {
 		return Running{}, err
@@ -63,7 +85,7 @@ func (m *Manager) Running(ctx context.Context, ctid int32) (Running, error) {
 		return Running{}, err
 	}
 	if running.State != lxcmon.Running {
-		return Running{}, fmt.Errorf("CTID %d: %w (%v)", ctid, ErrNotRunning, running.State)
+		return Running{}, &NotRunningError{CTID: ctid, State: running.State}
 	}
 	return running, nil
 }
@@ -95,32 +117,23 @@ func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) 
 	}
 	c.Running, err = m.Runtime.Observe(ctx, ctid, slices.Sorted(maps.Keys(paths)))
 	if err != nil {
-		return Container{}, nil, err
+		return c, nil, err
 	}
 	if c.Running.State != lxcmon.Running && c.Running.State != lxcmon.Frozen {
 		return c, conf, nil
 	}
-	effective, ghosts := effectiveOf(c.Running, inv)
+	effective := effectiveOf(c.Running, inv)
 	c.Effective = &effective
-	c.Problems = append(c.Problems, ghosts...)
+	c.Problems = append(ghosts(c, inv), c.Problems...) // they are about no line
 	c.RestartPending = restartPending(conf, c, inv)
 	return c, conf, nil
 }
 
 // effectiveOf tells what a running container really has: the devices of the node that stand in its /dev under their
 // numbers and that its device rules allow.
-func effectiveOf(r Running, inv passthrough.Inventory) (passthrough.Passthrough, []passthrough.Problem) {
+func effectiveOf(r Running, inv passthrough.Inventory) passthrough.Passthrough {
 	var p passthrough.Passthrough
-	var problems []passthrough.Problem
 	for _, n := range inv.Nodes {
-		found := r.Found[n.Path]
-		if found.Kind == Other {
-			problems = append(problems, passthrough.Problem{
-				Kind:    passthrough.GhostFile,
-				Message: fmt.Sprintf("%s in the running container is no device: its source was missing when the container started", n.Path),
-				Advice:  "restart the container once the device node exists on the host",
-			})
-		}
 		if !has(r, n) {
 			continue
 		}
@@ -130,7 +143,27 @@ func effectiveOf(r Running, inv passthrough.Inventory) (passthrough.Passthrough,
 		}
 	}
 	slices.SortFunc(p.GPUs, func(a, b passthrough.GPU) int { return a.Index - b.Index })
-	return p, problems
+	return p
+}
+
+// ghosts are the devices that the conf gives and in whose place the container has something else. What stands at the path
+// of a device that is not given is the container's own affair.
+func ghosts(c Container, inv passthrough.Inventory) []passthrough.Problem {
+	var problems []passthrough.Problem
+	for _, d := range c.Configured.Devices {
+		if c.Running.Found[d.Path].Kind != Other {
+			continue
+		}
+		p := passthrough.Problem{
+			Kind:    passthrough.GhostFile,
+			Message: fmt.Sprintf("%s in the running container is no device: its source was missing when the container started", d.Path),
+		}
+		if !slices.ContainsFunc(inv.Nodes, func(n passthrough.Node) bool { return n.Path == d.Path && n.Present }) {
+			p.Advice = "restart the container once the device node exists on the host"
+		}
+		problems = append(problems, p)
+	}
+	return problems
 }
 
 // has says whether the running container can use the device node n.
@@ -140,8 +173,8 @@ func has(r Running, n passthrough.Node) bool {
 		passthrough.Allowed(r.Rules, r.UserNS, n.Major, n.Minor)
 }
 
-// restartPending says whether a restart would change which of the node's devices the container can use. A device whose
-// node is missing on the host is left out: a restart would not bring it.
+// restartPending says whether a restart would change which of the node's devices the container can use. A device that the
+// conf gives but whose node is missing on the host is left out: a restart would not bring it.
 func restartPending(conf *pveconf.File, c Container, inv passthrough.Inventory) bool {
 	given := make(map[string]bool, len(c.Configured.Devices))
 	for _, d := range c.Configured.Devices {
@@ -149,15 +182,16 @@ func restartPending(conf *pveconf.File, c Container, inv passthrough.Inventory) 
 	}
 	rules := passthrough.RuleLines(conf, inv)
 	for _, n := range inv.Nodes {
-		if !n.Present {
+		wantAllowed := passthrough.Allowed(rules, c.Unprivileged, n.Major, n.Minor)
+		want := given[n.Path] && wantAllowed
+		if want && !n.Present {
 			continue
 		}
-		wantAllowed := passthrough.Allowed(rules, c.Unprivileged, n.Major, n.Minor)
-		if has(c.Running, n) != (given[n.Path] && wantAllowed) {
+		if want != has(c.Running, n) {
 			return true
 		}
 		// A privileged container may make the node itself, so a rule alone gives it the device.
-		if !c.Unprivileged && wantAllowed != passthrough.Allowed(c.Running.Rules, c.Running.UserNS, n.Major, n.Minor) {
+		if !c.Unprivileged && n.Major >= 0 && wantAllowed != passthrough.Allowed(c.Running.Rules, c.Running.UserNS, n.Major, n.Minor) {
 			return true
 		}
 	}

@@ -43,6 +43,12 @@ func (p *Proxmox) Observe(_ context.Context, ctid int32, paths []string) (Runnin
 	if err != nil {
 		return Running{}, fmt.Errorf("state of CTID %d: %w", ctid, err)
 	}
+	switch state {
+	case lxcmon.Thawed: // LXC tells it at the end of a freeze
+		state = lxcmon.Running
+	case lxcmon.Freezing:
+		state = lxcmon.Frozen
+	}
 	r := Running{State: state}
 	if state != lxcmon.Running && state != lxcmon.Frozen {
 		return r, nil
@@ -117,17 +123,18 @@ func (p *Proxmox) rules(ctid int32) ([]passthrough.RuleLine, error) {
 }
 
 // lookAt tells what stands at an absolute path below root. The container chose everything below root: the path is
-// resolved inside it, and nothing is opened.
+// resolved inside it, and nothing is opened. Whatever it did to keep us from the path, links in circles or a file system
+// that lets nobody in, there is no device to be had there.
 func lookAt(root int, path string) (File, error) {
 	fd, err := unix.Openat2(root, path, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return File{Kind: Absent}, nil
-	case err != nil:
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSYS):
 		return File{}, &os.PathError{Op: "openat2", Path: path, Err: err}
+	case err != nil:
+		return File{Kind: Absent}, nil
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t

@@ -35,12 +35,18 @@ type RestartOptions struct {
 	Why      string
 }
 
-var (
-	// ErrTemplate says that a template cannot run.
-	ErrTemplate = errors.New("container is a template: it cannot be started")
-	// ErrNotRunning says that the container does not run.
-	ErrNotRunning = errors.New("container does not run")
-)
+// ErrTemplate says that a template cannot run.
+var ErrTemplate = errors.New("container is a template: it cannot be started")
+
+// A NotRunningError says that the container does not run.
+type NotRunningError struct {
+	CTID  int32
+	State lxcmon.State
+}
+
+func (e *NotRunningError) Error() string {
+	return fmt.Sprintf("CTID %d: container does not run (%v)", e.CTID, e.State)
+}
 
 // An InstanceError says that the container was started anew since the caller looked.
 type InstanceError struct {

@@ -218,7 +218,7 @@ func (s *containerServer) Probe(ctx context.Context, req *agentv1.ProbeRequest) 
 		return nil, &ctidError{req.GetCtid(), err}
 	}
 	if c.Running.State != lxcmon.Running {
-		return nil, &ctidError{req.GetCtid(), fmt.Errorf("CTID %d: %w (%v)", req.GetCtid(), container.ErrNotRunning, c.Running.State)}
+		return nil, &container.NotRunningError{CTID: req.GetCtid(), State: c.Running.State}
 	}
 	if req.GetInstance() != "" && req.GetInstance() != c.Running.Instance {
 		return nil, &container.InstanceError{CTID: req.GetCtid(), Got: c.Running.Instance}

@@ -95,6 +95,11 @@ func statusOf(requestID string, err error) error {
 		md["instance"] = e.Got
 		return fail(codes.Aborted, errorv1.Reason_REASON_INSTANCE_CHANGED, md)
 	}
+	if e, ok := errors.AsType[*container.NotRunningError](err); ok {
+		md := ctid(e.CTID)
+		md["state"] = e.State.String()
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_NOT_RUNNING, md)
+	}
 	if e, ok := errors.AsType[*container.GPUNotFoundError](err); ok {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_GPU_NOT_FOUND,
 			map[string]string{"gpu": e.GPU, "available": strings.Join(e.Available, ",")})
@@ -154,10 +159,6 @@ func statusOf(requestID string, err error) error {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONF_TOO_LARGE, ctid(of))
 	case errors.Is(err, container.ErrTemplate), errors.Is(err, pct.ErrTemplate):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE, ctid(of))
-	case errors.Is(err, container.ErrNotRunning):
-		md := ctid(of)
-		md["state"] = "stopped"
-		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_NOT_RUNNING, md)
 	case errors.Is(err, gpu.ErrDriverNotLoaded):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DRIVER_NOT_LOADED, nil)
 	case errors.Is(err, pct.ErrStopTimeout):
