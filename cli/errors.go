@@ -135,14 +135,19 @@ func describeCode(f *failure, st *status.Status, c Config) {
 	switch st.Code() {
 	case codes.Unavailable:
 		cause, broken := connectionError(st.Message())
+		inner, certificate := client.Explain(cause)
 		switch {
 		case !broken:
 			f.hint = "The same may succeed later."
+		case certificate != "":
+			what, next, _ := strings.Cut(certificate, "; ")
+			f.err = fmt.Errorf("%s: %s (%s)", who, what, inner)
+			f.hint = strings.ToUpper(next[:1]) + next[1:] + "."
 		case strings.Contains(cause, "tls:"), strings.Contains(cause, "x509:"), strings.Contains(cause, "handshake"):
 			f.err = fmt.Errorf("%s: %s", who, cause)
 			f.hint = "Both sides must trust the same authority, and the certificate must be of the right kind: see tls.cert_file, tls.key_file and tls.ca_file of both."
 		default:
-			f.err = fmt.Errorf("%s cannot be reached: %s", who, cause)
+			f.err = fmt.Errorf("%s cannot be reached: %s", who, inner)
 			f.hint = "See that it runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
 		}
 	case codes.DeadlineExceeded:

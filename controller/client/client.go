@@ -16,6 +16,8 @@ import (
 
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+
+	"phoenix.internal/controller/pki"
 )
 
 // ServerName is the name that a controller's certificate is made for.
@@ -59,6 +61,13 @@ func Dial(address string, settings *tls.Config) (*grpc.ClientConn, error) {
 		return nil, fmt.Errorf("controller %q: %w", address, err)
 	}
 	return conn, nil
+}
+
+// Explain takes the text of a status about a connection to the controller that could not be made, or broke. It returns
+// the cause without what grpc puts around it and, if it is about certificates, which file is wrong and what to do.
+func Explain(text string) (cause, certificate string) {
+	cause = pki.Cause(text)
+	return cause, pki.Explain(cause, "the controller", ServerName)
 }
 
 // Reason returns why a call failed, with the values that belong to it; unspecified if err does not tell.

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"phoenix.internal/controller/pki"
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
@@ -111,6 +113,10 @@ func (n *Node) wrap(err error) error {
 		}
 	}
 	switch e.Code {
+	case codes.Internal, codes.Unknown, codes.ResourceExhausted, codes.DataLoss: // grpc's own, there or here
+		e.Message = fmt.Sprintf("the agent at %s gave no proper answer; look at its log: journalctl -u phoenix-agent (%s)", n.address, e.Message)
+	case codes.Unimplemented:
+		e.Message = fmt.Sprintf("the agent at %s does not know this call; install the same version there and here (%s)", n.address, e.Message)
 	case codes.Canceled:
 		e.cause = context.Canceled
 		e.Message = "the call was canceled"
@@ -129,10 +135,12 @@ func (e *Error) unreachable(message string) {
 	e.Metadata = map[string]string{"node": e.Node, "address": e.Address}
 }
 
-// advice makes grpc's words about a connection readable. They are texts only, so what does not match is shown whole.
+// advice makes grpc's words about a connection readable.
 func advice(n *Node, text string) string {
-	var hint string
+	text = pki.Cause(text)
+	hint := pki.Explain(text, "the agent", n.serverName)
 	switch {
+	case hint != "":
 	case strings.Contains(text, "connection refused"):
 		hint = "nothing listens there; is phoenix-agent running? systemctl status phoenix-agent"
 	case strings.Contains(text, "no such host"), strings.Contains(text, "server misbehaving"):
@@ -140,15 +148,6 @@ func advice(n *Node, text string) string {
 	case strings.Contains(text, "no route to host"), strings.Contains(text, "network is unreachable"),
 		strings.Contains(text, "i/o timeout"), strings.Contains(text, "context deadline exceeded"):
 		hint = "there is no answer from this address; check the network, and that the host is up"
-	case strings.Contains(text, "x509: certificate is valid for"), strings.Contains(text, "not valid for any names"),
-		strings.Contains(text, "doesn't contain any IP SANs"):
-		hint = fmt.Sprintf("another host answers, or the agent's certificate is not made for the name %q", n.name)
-	case strings.Contains(text, "unknown authority"):
-		hint = "the agent's certificate is from another authority; check tls.ca_file on both sides"
-	case strings.Contains(text, "expired"):
-		hint = "a certificate has expired, or a clock is wrong"
-	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "bad certificate"):
-		hint = "the agent refuses our certificate; check tls.cert_file here and tls.ca_file there"
 	case strings.Contains(text, "broken pipe"), strings.Contains(text, "connection reset"), strings.Contains(text, "EOF"):
 		// In TLS 1.3 a server looks at our certificate after the client's side is done, so its alert may be overtaken by
 		// the end of the connection.
@@ -161,7 +160,35 @@ func advice(n *Node, text string) string {
 
 func (n *Node) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
 	invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return n.wrap(invoke(ctx, method, req, reply, conn, opts...))
+	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
+		return n.wrap(err)
+	}
+	return n.checkName(reply)
+}
+
+// checkName makes sure that an answer is from our node: its certificate may be good for several names. Names of hosts
+// are compared without regard to case. Whoever changes a node has asked it one of these questions first.
+func (n *Node) checkName(reply any) error {
+	var name string
+	switch r := reply.(type) {
+	case *agentv1.GetNodeResponse:
+		name = r.GetNode().GetName()
+	case *agentv1.ListDevicesResponse:
+		name = r.GetDevices().GetNode()
+	case *agentv1.ListContainersResponse:
+		if cs := r.GetContainers(); len(cs) > 0 {
+			name = cs[0].GetNode()
+		}
+	case *agentv1.GetContainerResponse:
+		name = r.GetContainer().GetNode()
+	}
+	if name == "" || strings.EqualFold(name, n.name) {
+		return nil
+	}
+	e := &Error{Node: n.name, Address: n.address, Code: codes.Unavailable}
+	e.unreachable(fmt.Sprintf(`the agent at %s is that of node %q; correct name and address of the node in our configuration, or "node" in the agent's`,
+		n.address, name))
+	return e
 }
 
 func (n *Node) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,

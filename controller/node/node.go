@@ -42,6 +42,7 @@ type Fleet struct {
 // A Node is the agent of one node.
 type Node struct {
 	name, address string
+	serverName    string // in the agent's certificate
 	conn          *grpc.ClientConn
 }
 
@@ -73,7 +74,7 @@ func dial(c Config, conf *tls.Config) (*Node, error) {
 	if conf.ServerName == "" {
 		conf.ServerName = c.Name
 	}
-	n := &Node{name: c.Name, address: c.Address}
+	n := &Node{name: c.Name, address: c.Address, serverName: conf.ServerName}
 	// passthrough: the dialer resolves the name at each attempt, so a changed DNS entry needs no restart.
 	conn, err := grpc.NewClient("passthrough:///"+c.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(conf)),

@@ -78,9 +78,9 @@ func TestObserve(t *testing.T) {
 		n.At, n.Address = time.Time{}, ""
 	}
 	for name, want := range map[string]string{
-		"pve2": "node pve2: the agent at ADDRESS cannot be reached: nothing listens there; is phoenix-agent running? systemctl status phoenix-agent (",
-		"pve3": `node pve3: the agent at ADDRESS cannot be reached: another host answers, or the agent's certificate is not made for the name "pve3" (`,
-		"pve4": "node pve4: the agent at ADDRESS cannot be reached: the agent's certificate is from another authority; check tls.ca_file on both sides (",
+		"pve2": "node pve2: the agent at ADDRESS cannot be reached: nothing listens there; is phoenix-agent running? systemctl status phoenix-agent (connection refused)",
+		"pve3": `node pve3: the agent at ADDRESS cannot be reached: another host answers, or the agent's certificate is not made for the name "pve3"; check the address here and tls.cert_file there (`,
+		"pve4": "node pve4: the agent at ADDRESS cannot be reached: the agent's certificate is from another authority; check tls.ca_file here and tls.cert_file there (certificate signed by unknown authority)",
 		"pve5": "node pve5: the agent at ADDRESS did not answer in time; look at its log: journalctl -u phoenix-agent",
 	} {
 		if !strings.HasPrefix(errs[name], want) {
@@ -140,9 +140,52 @@ func TestRefusedCertificate(t *testing.T) {
 	defer f.Close()
 	got := f.Observe(t.Context()).Nodes[0].Err
 	// Whether the agent's alert or the end of the connection comes first is chance.
-	if got == nil || !strings.Contains(got.Error(), "the agent refuses our certificate; check tls.cert_file here and tls.ca_file there") &&
+	if got == nil || !strings.Contains(got.Error(), "the agent refuses our certificate, which is from another authority; check tls.cert_file here and tls.ca_file there") &&
 		!strings.Contains(got.Error(), "or does it refuse our certificate? journalctl -u phoenix-agent") {
 		t.Errorf("Observe = %v", got)
+	}
+}
+
+// grpc's own failures are told in words that help.
+func TestForeignFailures(t *testing.T) {
+	var give error
+	n := one(t, &agent{probe: func(*agentv1.ProbeRequest) (*agentv1.ProbeResponse, error) { return nil, give }})
+	for _, tt := range []struct {
+		give error
+		want string
+	}{
+		{status.Error(codes.Unimplemented, "unknown method Probe for service phoenix.agent.v1.ContainerService"),
+			"node pve1: the agent at ADDRESS does not know this call; install the same version there and here " +
+				"(unknown method Probe for service phoenix.agent.v1.ContainerService)"},
+		{status.Error(codes.ResourceExhausted, "grpc: received message larger than max (9 vs. 8)"),
+			"node pve1: the agent at ADDRESS gave no proper answer; look at its log: journalctl -u phoenix-agent " +
+				"(grpc: received message larger than max (9 vs. 8))"},
+	} {
+		give = tt.give
+		_, _, err := n.Probe(t.Context(), 901, "")
+		if got := strings.ReplaceAll(err.Error(), n.Address(), "ADDRESS"); got != tt.want {
+			t.Errorf("got  %s\nwant %s", got, tt.want)
+		}
+	}
+}
+
+// The agent of another node, for whose certificate both names are good, is not taken for ours.
+func TestOtherNode(t *testing.T) {
+	other := &agent{
+		devices:    &typev1.NodeDevices{Node: "pve2"},
+		containers: []*typev1.Container{{Ctid: 901, Node: "pve2"}},
+	}
+	n := one(t, other)
+	const want = `node pve1: the agent at ADDRESS is that of node "pve2"; correct name and address of the node in our configuration, or "node" in the agent's`
+	_, devices := n.Devices().ListDevices(t.Context(), &agentv1.ListDevicesRequest{})
+	_, list := n.Containers().ListContainers(t.Context(), &agentv1.ListContainersRequest{})
+	_, get := n.Containers().GetContainer(t.Context(), &agentv1.GetContainerRequest{Ctid: 901})
+	for name, err := range map[string]error{"ListDevices": devices, "ListContainers": list, "GetContainer": get} {
+		e, ok := errors.AsType[*node.Error](err)
+		if !ok || strings.ReplaceAll(e.Error(), n.Address(), "ADDRESS") != want || e.Reason != node.Unreachable ||
+			e.Code != codes.Unavailable || e.Metadata["node"] != "pve1" || e.Metadata["address"] != n.Address() {
+			t.Errorf("%s: %#v, want Unreachable with %s", name, err, want)
+		}
 	}
 }
 
@@ -358,7 +401,7 @@ func TestRestart(t *testing.T) {
 			return send(s, stopping, "", nil)
 		}, []string{"shutting_down "}, 0, "node pve1: restart of CTID 901 ended without an answer"},
 		{"request", func(r *agentv1.RestartRequest, _ grpc.ServerStreamingServer[agentv1.RestartResponse]) error {
-			return status.Error(codes.Internal, strings.Join([]string{r.GetInstance(), r.GetTimeout().AsDuration().String(), r.GetRequestId()}, " "))
+			return status.Error(codes.Aborted, strings.Join([]string{r.GetInstance(), r.GetTimeout().AsDuration().String(), r.GetRequestId()}, " "))
 		}, nil, 0, "node pve1: old 1m0s run/901"},
 	}
 	for _, test := range tests {

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
+	"time"
 )
 
 // Files names the PEM files of one party. The keys in errors are those of the configuration files.
@@ -66,14 +68,14 @@ func (f Files) Load(purposes ...Purpose) (*Credentials, error) {
 	c := &Credentials{pool: x509.NewCertPool()}
 	if certErr == nil && keyErr == nil {
 		if c.leaf, keyErr = tls.X509KeyPair(certPEM, keyPEM); keyErr != nil {
-			keyErr = fmt.Errorf("tls.key_file: %s: no key for the certificate in %s: %w", f.KeyFile, f.CertFile, keyErr)
+			keyErr = fmt.Errorf("tls.key_file: %s: no key for the certificate in %s: %w", f.KeyFile, f.CertFile, plain(keyErr))
 		}
 	}
 	if certErr == nil && caErr == nil {
 		for _, a := range authorities {
 			c.pool.AddCert(a)
 		}
-		if certErr = verify(chain, c.pool, purposes); certErr != nil {
+		if certErr = verify(chain, c.pool, purposes, f.CAFile); certErr != nil {
 			certErr = fmt.Errorf("tls.cert_file: %s: %w", f.CertFile, certErr)
 		}
 	}
@@ -130,7 +132,7 @@ func parse(key, path string, b []byte) ([]*x509.Certificate, error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", key, path, err)
+			return nil, fmt.Errorf("%s: %s: %w", key, path, plain(err))
 		}
 		certs = append(certs, c)
 	}
@@ -140,7 +142,7 @@ func parse(key, path string, b []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-func verify(chain []*x509.Certificate, pool *x509.CertPool, purposes []Purpose) error {
+func verify(chain []*x509.Certificate, pool *x509.CertPool, purposes []Purpose, caFile string) error {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
@@ -149,15 +151,39 @@ func verify(chain []*x509.Certificate, pool *x509.CertPool, purposes []Purpose) 
 		Roots: pool, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	}
 	if _, err := chain[0].Verify(opts); err != nil {
-		return err
+		return explained(err, caFile)
 	}
 	for _, p := range purposes {
 		opts.KeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsage(p)}
 		if _, err := chain[0].Verify(opts); err != nil {
-			return fmt.Errorf("the certificate is not made for %s (extended key usage): %w", p, err)
+			return fmt.Errorf("it is not made for %s; make one with that extended key usage", p)
 		}
 	}
 	return nil
+}
+
+// explained says what is wrong with our own certificate and what to do.
+func explained(err error, caFile string) error {
+	const minute = "2006-01-02 15:04 UTC"
+	e, _ := errors.AsType[x509.CertificateInvalidError](err)
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	switch {
+	case unknown:
+		return fmt.Errorf("it is not from the authority in %s; take a certificate from there, or its own authority for tls.ca_file", caFile)
+	case e.Cert == nil || e.Reason != x509.Expired:
+		return plain(err)
+	case e.Cert.IsCA:
+		return fmt.Errorf("the certificate of its authority %q is valid from %s to %s only; renew it, or set the clock",
+			Identity(e.Cert), e.Cert.NotBefore.UTC().Format(minute), e.Cert.NotAfter.UTC().Format(minute))
+	case time.Now().Before(e.Cert.NotBefore):
+		return fmt.Errorf("it is valid from %s only; set the clock, or renew it", e.Cert.NotBefore.UTC().Format(minute))
+	}
+	return fmt.Errorf("it expired at %s; renew it, or set the clock", e.Cert.NotAfter.UTC().Format(minute))
+}
+
+// plain leaves out the name of Go's package.
+func plain(err error) error {
+	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "tls: "), "x509: "))
 }
 
 // Server returns the settings of a listener: a peer must show a certificate for [Call] from the authority.
