@@ -35,7 +35,7 @@ bin/phoenix-sandbox:
 
 ## test: all tests, under the race detector (as root those on real LXC too)
 test: deps
-	CGO_ENABLED=1 go test -race -timeout 9m ./...
+	@CGO_ENABLED=1 go test -race -timeout 9m $(TESTFLAGS) ./...
 
 ## lint: buf, gofmt, vet, staticcheck
 lint:
