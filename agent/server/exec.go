@@ -33,7 +33,16 @@ const (
 	outputChunk        = 32 << 10
 	defaultExecTimeout = time.Hour
 	maxExecTimeout     = 24 * time.Hour
+	// maxUnread is how long a caller may leave output unread while its command waits.
+	maxUnread = 10 * time.Minute
+	// queuedStdin is how many chunks of stdin, 1 MiB in all, wait for a command that does not read: what comes after them
+	// in the stream, a signal for example, is not held up by them.
+	queuedStdin = 32
 )
+
+// unreadGrace is how long after a command's timeout its end may take before the caller must have read the output: longer
+// than ending it and draining its output take.
+var unreadGrace = 20 * time.Second
 
 type execServer struct {
 	agentv1.UnimplementedExecServiceServer
@@ -79,7 +88,7 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	out := &outputs{stream: stream}
+	out := &outputs{stream: stream, stuck: make(chan struct{})}
 	command := attach.Command{
 		CTID: start.GetCtid(), Argv: start.GetArgv(), Env: start.GetEnv(), Timeout: timeout,
 		TTY: start.GetTty(), Columns: int(start.GetSize().GetColumns()), Rows: int(start.GetSize().GetRows()),
@@ -90,9 +99,10 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 			return &typev1.ExecOutput{Output: &typev1.ExecOutput_Stderr{Stderr: b}}
 		}),
 	}
-	stdin, feed := io.Pipe()
+	input := newStdin()
+	defer input.abandon()
 	if start.GetStdin() {
-		command.Stdin = stdin
+		command.Stdin = input
 	}
 	if err := out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Started{Started: &typev1.ExecStarted{Instance: instance}}}); err != nil {
 		return err
@@ -105,41 +115,90 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	// handler at the latest: Recv returns once the handler has.
 	received := make(chan error, 1)
 	go func() {
-		err := receive(stream, process, start, feed)
-		feed.CloseWithError(endOfStdin(err))
-		if err != nil && !errors.Is(err, io.EOF) {
+		err := receive(stream, process, start, input)
+		input.end()
+		received <- err
+		if !errors.Is(err, io.EOF) {
 			cancel() // the command must not outlive a broken protocol
 		}
-		received <- err
 	}()
-	exit, err := process.Wait()
-	// A command that ended without reading its stdin would leave the receiver writing into the pipe for ever.
-	stdin.CloseWithError(io.ErrClosedPipe)
-	select {
-	case receiveErr := <-received:
-		if receiveErr != nil && !errors.Is(receiveErr, io.EOF) && stream.Context().Err() == nil {
-			return receiveErr
+	// A Send to a caller that does not read returns when this handler has, and not before. So this handler does not
+	// wait for it for ever, and the goroutine ends right after the handler at the latest.
+	late := time.AfterFunc(timeout+unreadGrace, out.giveUp)
+	defer late.Stop()
+	ended := make(chan error, 1)
+	go func() {
+		exit, err := process.Wait()
+		input.abandon() // else the receiver would wait for a command that ended without reading its stdin
+		select {
+		case receiveErr := <-received:
+			if !errors.Is(receiveErr, io.EOF) && stream.Context().Err() == nil {
+				ended <- receiveErr
+				return
+			}
+		default:
 		}
-	default:
+		if err != nil {
+			ended <- &ctidError{start.GetCtid(), err}
+			return
+		}
+		ended <- out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Exit{Exit: &typev1.ExecExit{
+			Code: int32(exit.Code), OutputComplete: exit.OutputComplete, TimedOut: exit.TimedOut,
+		}}})
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-out.stuck:
+		return withReason(codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED,
+			"the command was ended because its output was not read", map[string]string{"limit": "exec_unread_output"})
 	}
-	if err != nil {
-		return &ctidError{start.GetCtid(), err}
-	}
-	return out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Exit{Exit: &typev1.ExecExit{
-		Code: int32(exit.Code), OutputComplete: exit.OutputComplete, TimedOut: exit.TimedOut,
-	}}})
 }
 
-// endOfStdin is how the end of the caller's messages ends the command's stdin.
-func endOfStdin(err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
-		return io.EOF
+// A stdin passes the caller's stdin to the command.
+type stdin struct {
+	chunks    chan []byte // closed by its only sender at the end
+	abandoned chan struct{}
+	endOnce   sync.Once
+	goneOnce  sync.Once
+	rest      []byte // of the chunk that is being read
+}
+
+func newStdin() *stdin {
+	return &stdin{chunks: make(chan []byte, queuedStdin), abandoned: make(chan struct{})}
+}
+
+// write queues a chunk. A command that reads no more drops it, as at the end of a shell's pipe.
+func (s *stdin) write(b []byte) {
+	select {
+	case s.chunks <- b:
+	case <-s.abandoned:
 	}
-	return err
+}
+
+func (s *stdin) end()     { s.endOnce.Do(func() { close(s.chunks) }) }
+func (s *stdin) abandon() { s.goneOnce.Do(func() { close(s.abandoned) }) }
+
+// Read implements [io.Reader].
+func (s *stdin) Read(b []byte) (int, error) {
+	for len(s.rest) == 0 {
+		select {
+		case chunk, ok := <-s.chunks:
+			if !ok {
+				return 0, io.EOF
+			}
+			s.rest = chunk
+		case <-s.abandoned:
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
 }
 
 // receive passes the caller's messages on. io.EOF says that the caller has no more.
-func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *typev1.ExecStart, stdin *io.PipeWriter) error {
+func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *typev1.ExecStart, stdin *stdin) error {
 	ended := !start.GetStdin()
 	for {
 		req, err := stream.Recv()
@@ -154,11 +213,10 @@ func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *ty
 			if len(in.Stdin) > maxStdinChunk {
 				return invalid("input.stdin", "%d bytes in one message; at most %d are allowed", len(in.Stdin), maxStdinChunk)
 			}
-			// A command that reads no more drops the rest, as at the end of a shell's pipe.
-			_, _ = stdin.Write(in.Stdin)
+			stdin.write(in.Stdin)
 		case *typev1.ExecInput_StdinEnd:
 			ended = true
-			stdin.Close()
+			stdin.end()
 		case *typev1.ExecInput_Resize:
 			if !start.GetTty() {
 				return invalid("input.resize", "the command has no terminal")
@@ -215,11 +273,18 @@ func (s *execServer) enter(ctid int32) (leave func(), err error) {
 type outputs struct {
 	mu     sync.Mutex
 	stream agentv1.ExecService_ExecServer
+
+	once  sync.Once
+	stuck chan struct{} // closed when the caller has left output unread for too long
 }
+
+func (o *outputs) giveUp() { o.once.Do(func() { close(o.stuck) }) }
 
 func (o *outputs) send(out *typev1.ExecOutput) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	unread := time.AfterFunc(maxUnread, o.giveUp)
+	defer unread.Stop()
 	return o.stream.Send(&agentv1.ExecResponse{Output: out})
 }
 

@@ -6,11 +6,14 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"phoenix.internal/agent/agenttest"
+	"phoenix.internal/agent/server"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
@@ -155,14 +158,76 @@ func TestExecRefusals(t *testing.T) {
 	}
 }
 
+// A caller that never reads must not keep its command, and its place, beyond the command's timeout.
+func TestExecEndsThoughItsOutputIsNotRead(t *testing.T) {
+	server.SetUnreadGrace(t, 200*time.Millisecond)
+	n := newNode(t)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	client := agentv1.NewExecServiceClient(n.Dial(t))
+	var unread []agentv1.ExecService_ExecClient
+	for range 8 { // all that a container may have
+		stream, err := client.Exec(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"yes"}, Timeout: durationpb.New(300 * time.Millisecond)}))
+		if _, err := stream.Recv(); err != nil { // started
+			t.Fatal(err)
+		}
+		unread = append(unread, stream)
+	}
+	for begin := time.Now(); ; {
+		stream, err := client.Exec(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"true"}}))
+		_, _, exit, err := collect(stream)
+		if err == nil && exit.GetCode() == 0 {
+			break
+		}
+		if status.Code(err) != codes.ResourceExhausted || time.Since(begin) > 15*time.Second {
+			t.Fatalf("no place for another command: %v, %v", exit, err)
+		}
+	}
+	_, _, exit, err := collect(unread[0])
+	if status.Code(err) != codes.ResourceExhausted || reason(t, err) != "LIMIT_EXCEEDED" {
+		t.Errorf("read at last: %v, %v; want LIMIT_EXCEEDED", exit, err)
+	}
+}
+
+// A signal must reach a command that does not read its stdin.
+func TestExecSignalBehindUnreadStdin(t *testing.T) {
+	n := newNode(t)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	stream := execStream(t, n)
+	send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"sleep", "60"}, Stdin: true}))
+	for range 16 {
+		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Stdin{Stdin: bytes.Repeat([]byte("x"), 32<<10)}})
+	}
+	send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: "TERM"}}})
+	_, _, exit, err := collect(stream)
+	if err != nil || exit.GetCode() != 128+15 {
+		t.Errorf("got %v, %v; want status 143", exit, err)
+	}
+}
+
 func TestExecLimitPerContainer(t *testing.T) {
 	n := newNode(t)
 	if err := n.Runtime.Start(t.Context(), 901); err != nil {
 		t.Fatal(err)
 	}
+	client := agentv1.NewExecServiceClient(n.Dial(t))
 	var streams []agentv1.ExecService_ExecClient
 	for range 8 {
-		stream := execStream(t, n)
+		stream, err := client.Exec(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
 		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"cat"}, Stdin: true}))
 		if _, err := stream.Recv(); err != nil { // started
 			t.Fatal(err)
