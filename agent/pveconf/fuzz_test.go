@@ -48,7 +48,10 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzCanonical holds the laws that what Proxmox writes is what Proxmox writes again, and means the same.
+// FuzzCanonical holds the law that what Proxmox writes is what Proxmox writes again.
+//
+// One thing takes two rewrites to settle, in Proxmox as here: blanks at the ends of a part of the property env. They
+// reach the line lxc.environment.runtime that the part becomes, and are lost when that is read.
 func FuzzCanonical(f *testing.F) {
 	addSeeds(f, func(b []byte) { f.Add(b) })
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -60,10 +63,26 @@ func FuzzCanonical(f *testing.F) {
 		if err != nil {
 			t.Fatalf("Canonical of %q = %q, of which Canonical: %v", b, once, err)
 		}
+		if hasLooseEnvironment(once) {
+			once = twice
+			if twice, err = pveconf.Parse(once).Canonical(); err != nil {
+				t.Fatalf("Canonical of %q, twice = %q, of which Canonical: %v", b, once, err)
+			}
+		}
 		if diff := cmp.Diff(string(once), string(twice)); diff != "" {
 			t.Errorf("Canonical of %q is no fixed point (-once +twice):\n%s", b, diff)
 		}
 	})
+}
+
+func hasLooseEnvironment(canonical []byte) bool {
+	for line := range bytes.Lines(canonical) {
+		value, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte("\n")), []byte("lxc.environment.runtime: "))
+		if ok && !bytes.Equal(value, bytes.Trim(value, " \t\v\f\r")) {
+			return true
+		}
+	}
+	return false
 }
 
 // FuzzEdit holds the laws of edits: LXC's own line splitting finds exactly the lines that were meant, and
