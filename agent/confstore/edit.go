@@ -165,7 +165,7 @@ func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Aut
 	}
 	r.Revision, err = s.save(ctid, before, by, r.Digest)
 	if err != nil {
-		return Result{}, fmt.Errorf("keep the old conf: %w", err)
+		return Result{}, &RevisionDirError{Path: s.revisionTop(), Err: err}
 	}
 	for _, f := range tell {
 		if err := f(r); err != nil {

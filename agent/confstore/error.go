@@ -77,6 +77,16 @@ func (e *RevisionError) Error() string {
 	return fmt.Sprintf("CTID %d has no revision %d", e.CTID, e.Number)
 }
 
+// A RevisionDirError says that the old conf could not be kept, so the conf was not touched: the disk is full, for
+// example.
+type RevisionDirError struct {
+	Path string // of the directory of all revisions
+	Err  error
+}
+
+func (e *RevisionDirError) Error() string { return "keep the old conf: " + e.Err.Error() }
+func (e *RevisionDirError) Unwrap() error { return e.Err }
+
 // readError adds what an errno of pmxcfs means.
 func readError(err error) error {
 	for errno, meaning := range map[syscall.Errno]error{

@@ -39,8 +39,10 @@ type metadata struct {
 	ReplacedBy string    `json:"replaced_by"`
 }
 
+func (s *Store) revisionTop() string { return orDefault(s.RevisionDir, "/var/lib/phoenix/revisions") }
+
 func (s *Store) revisionDir(ctid int32) string {
-	return filepath.Join(orDefault(s.RevisionDir, "/var/lib/phoenix/revisions"), strconv.Itoa(int(ctid)))
+	return filepath.Join(s.revisionTop(), strconv.Itoa(int(ctid)))
 }
 
 // Revisions returns the revisions that are kept of a conf, newest first. They outlive their container.
@@ -182,7 +184,7 @@ func (s *Store) drop(ctid int32, number int64) error {
 
 // sweepRevisions removes temporary files, and confs of revisions that were never completed.
 func (s *Store) sweepRevisions() (removed []string, err error) {
-	top := orDefault(s.RevisionDir, "/var/lib/phoenix/revisions")
+	top := s.revisionTop()
 	dirs, err := os.ReadDir(top)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

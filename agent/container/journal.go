@@ -23,6 +23,15 @@ type intent struct {
 	Why      string        `json:"why,omitempty"`
 }
 
+// A StateError says that the agent's own state directory refuses: the disk is full, for example.
+type StateError struct {
+	Path string // of the directory
+	Err  error
+}
+
+func (e *StateError) Error() string { return "state directory " + e.Path + ": " + e.Err.Error() }
+func (e *StateError) Unwrap() error { return e.Err }
+
 // An unprovenEdit is an edit of ours with which the container has not yet been started. It is recorded before the conf is
 // written, so the conf may be as before all the same.
 type unprovenEdit struct {
@@ -100,7 +109,7 @@ func (m *Manager) unproven(ctid int32) (unprovenEdit, bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return edit, false, nil
 	} else if err != nil {
-		return edit, false, fmt.Errorf("edit to roll back: %w", err)
+		return edit, false, &StateError{Path: m.StateDir, Err: err}
 	}
 	if err := json.Unmarshal(b, &edit); err != nil {
 		// Nobody but us writes it. What is lost is the way back; refusing every later edit would be worse.
@@ -125,11 +134,11 @@ func (m *Manager) save(kind string, ctid int32, v any) error {
 	path := m.record(kind, ctid)
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("record of CTID %d: %w", ctid, err)
+		return &StateError{Path: m.StateDir, Err: err}
 	}
 	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("record of CTID %d: %w", ctid, err)
+		return &StateError{Path: m.StateDir, Err: err}
 	}
 	_, err = tmp.Write(b)
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
@@ -140,7 +149,7 @@ func (m *Manager) save(kind string, ctid int32, v any) error {
 		err = syncDir(dir)
 	}
 	if err != nil {
-		return fmt.Errorf("record of CTID %d: %w", ctid, err)
+		return &StateError{Path: m.StateDir, Err: err}
 	}
 	return nil
 }
@@ -148,7 +157,7 @@ func (m *Manager) save(kind string, ctid int32, v any) error {
 func (m *Manager) drop(kind string, ctid int32) error {
 	err := os.Remove(m.record(kind, ctid))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("record of CTID %d: %w", ctid, err)
+		return &StateError{Path: m.StateDir, Err: err}
 	}
 	return nil
 }

@@ -47,9 +47,13 @@ func (s Selector) String() string {
 type GPUNotFoundError struct {
 	GPU       string
 	Available []string // what it has, by index
+	Lost      bool     // it is bound to nvidia, but the driver does not know it
 }
 
 func (e *GPUNotFoundError) Error() string {
+	if e.Lost {
+		return fmt.Sprintf("the driver does not know GPU %s, which is bound to it: it did not initialise or fell off the bus; see the kernel's log", e.GPU)
+	}
 	if len(e.Available) == 0 {
 		return fmt.Sprintf("no GPU %s; the node has none that its nvidia driver can use", e.GPU)
 	}
@@ -84,26 +88,30 @@ func Resolve(inv *gpu.Inventory, selectors []Selector) ([]gpu.GPU, error) {
 			return g.PCIAddress == s.PCIAddress
 		})
 		if i < 0 {
-			err := &GPUNotFoundError{GPU: s.String()}
-			for _, g := range inv.GPUs {
-				if g.Index >= 0 {
-					err.Available = append(err.Available, fmt.Sprint(g.Index))
-				}
-			}
-			return nil, err
+			return nil, notFound(inv, s, false)
 		}
 		g := inv.GPUs[i]
 		if g.Driver != gpu.NVIDIA {
 			return nil, &GPUBoundError{GPU: s.String(), Driver: g.Driver}
 		}
 		if g.Minor < 0 {
-			return nil, fmt.Errorf("GPU %s: the driver gives no device minor", s)
+			return nil, notFound(inv, s, true)
 		}
 		if !slices.ContainsFunc(found, func(f gpu.GPU) bool { return f.PCIAddress == g.PCIAddress }) {
 			found = append(found, g)
 		}
 	}
 	return found, nil
+}
+
+func notFound(inv *gpu.Inventory, s Selector, lost bool) *GPUNotFoundError {
+	err := &GPUNotFoundError{GPU: s.String(), Lost: lost}
+	for _, g := range inv.GPUs {
+		if g.Index >= 0 && g.Minor >= 0 {
+			err.Available = append(err.Available, fmt.Sprint(g.Index))
+		}
+	}
+	return err
 }
 
 // SetPassthrough makes the container's GPUs exactly the given ones.

@@ -62,6 +62,16 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+var lockFileText = regexp.MustCompile(`can't lock file '([^']*)'`)
+
+// LockFile returns the path of the lock that pct waited for in vain, empty if that is not why it failed.
+func (e *Error) LockFile() string {
+	if m := lockFileText.FindStringSubmatch(lastLine(e.Output)); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.cause }
 

@@ -23,6 +23,10 @@ import (
 	"phoenix.internal/agent/attach"
 )
 
+// ErrProbe is wrapped by errors that say that the helper, which the container can kill, starve or alter, gave no valid
+// answer.
+var ErrProbe = errors.New("no valid answer from inside the container")
+
 // Argument is the first argument with which the agent's binary is its own helper; see [Main].
 const Argument = "probe-helper"
 
@@ -80,7 +84,7 @@ var outcomes = map[Outcome]bool{Opened: true, NoDriver: true, Denied: true, NoPe
 // Probe opens devices in a running container and returns a result for each, in their order. The
 // container's root could make them say anything about its own devices, but not about more.
 //
-// If the container cannot be entered the error is an [attach.ErrAttach].
+// If the container cannot be entered the error is an [attach.ErrAttach], if what it answers is of no use an [ErrProbe].
 func (p *Prober) Probe(ctx context.Context, ctid int32, devices []Device) ([]Result, error) {
 	results, err := p.probe(ctx, ctid, devices)
 	if err != nil {
@@ -148,9 +152,9 @@ func (e end) results(answer *answer, complaint *limited, devices []Device) ([]Re
 	case e.err != nil:
 		return nil, e.err
 	case e.exit.TimedOut:
-		return nil, fmt.Errorf("no answer in %v", timeout)
+		return nil, fmt.Errorf("%w in %v", ErrProbe, timeout)
 	case e.exit.Code != 0:
-		return nil, fmt.Errorf("the helper ended with status %d: %.400q", e.exit.Code, complaint.Bytes())
+		return nil, fmt.Errorf("%w: the helper ended with status %d: %.400q", ErrProbe, e.exit.Code, complaint.Bytes())
 	}
 	return parseAnswer(answer.bytes(), devices)
 }
@@ -159,16 +163,16 @@ func (e end) results(answer *answer, complaint *limited, devices []Device) ([]Re
 func parseAnswer(b []byte, devices []Device) ([]Result, error) {
 	var results []Result
 	if err := json.Unmarshal(b, &results); err != nil {
-		return nil, fmt.Errorf("the helper's answer: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrProbe, err)
 	}
 	if len(results) != len(devices) {
-		return nil, fmt.Errorf("the helper answered %d results for %d devices", len(results), len(devices))
+		return nil, fmt.Errorf("%w: %d results for %d devices", ErrProbe, len(results), len(devices))
 	}
 	for i, r := range results {
 		d := devices[i]
 		wrong := d.Major >= 0 && r.Major != d.Major || d.Minor >= 0 && r.Minor != d.Minor
 		if r.Path != d.Path || !outcomes[r.Outcome] || !errnoPattern.MatchString(r.Errno) || r.Outcome == Opened && wrong {
-			return nil, fmt.Errorf("the helper's result for %q is not valid", d.Path)
+			return nil, fmt.Errorf("%w: the result for %q is not valid", ErrProbe, d.Path)
 		}
 	}
 	return results, nil

@@ -147,14 +147,14 @@ func TestAnswer(t *testing.T) {
 	devices := []probe.Device{{Path: "/dev/a", Major: 1, Minor: 3}, {Path: "/dev/b", Major: 1, Minor: 5}}
 	for _, test := range []struct{ name, answer, want string }{
 		{"right", `[{"path":"/dev/a","outcome":"opened","major":1,"minor":3},{"path":"/dev/b","outcome":"denied","errno":"EPERM","major":1,"minor":5}]`, ""},
-		{"empty", "", "the helper's answer: unexpected end of JSON input"},
-		{"no JSON", "Killed", "the helper's answer: invalid character 'K' looking for beginning of value"},
-		{"null", "null", "the helper answered 0 results for 2 devices"},
-		{"one missing", `[{"path":"/dev/a","outcome":"opened"}]`, "the helper answered 1 results for 2 devices"},
-		{"other order", `[{"path":"/dev/b","outcome":"opened"},{"path":"/dev/a","outcome":"opened"}]`, `the helper's result for "/dev/a" is not valid`},
-		{"unknown outcome", `[{"path":"/dev/a","outcome":"fine"},{"path":"/dev/b","outcome":"opened"}]`, `the helper's result for "/dev/a" is not valid`},
-		{"errno that is no name", `[{"path":"/dev/a","outcome":"opened","major":1,"minor":3},{"path":"/dev/b","outcome":"failed","errno":"\u001b[2J"}]`, `the helper's result for "/dev/b" is not valid`},
-		{"opened with other numbers", `[{"path":"/dev/a","outcome":"opened","major":1,"minor":4},{"path":"/dev/b","outcome":"opened","major":1,"minor":5}]`, `the helper's result for "/dev/a" is not valid`},
+		{"empty", "", "no valid answer from inside the container: unexpected end of JSON input"},
+		{"no JSON", "Killed", "no valid answer from inside the container: invalid character 'K' looking for beginning of value"},
+		{"null", "null", "no valid answer from inside the container: 0 results for 2 devices"},
+		{"one missing", `[{"path":"/dev/a","outcome":"opened"}]`, "no valid answer from inside the container: 1 results for 2 devices"},
+		{"other order", `[{"path":"/dev/b","outcome":"opened"},{"path":"/dev/a","outcome":"opened"}]`, `no valid answer from inside the container: the result for "/dev/a" is not valid`},
+		{"unknown outcome", `[{"path":"/dev/a","outcome":"fine"},{"path":"/dev/b","outcome":"opened"}]`, `no valid answer from inside the container: the result for "/dev/a" is not valid`},
+		{"errno that is no name", `[{"path":"/dev/a","outcome":"opened","major":1,"minor":3},{"path":"/dev/b","outcome":"failed","errno":"\u001b[2J"}]`, `no valid answer from inside the container: the result for "/dev/b" is not valid`},
+		{"opened with other numbers", `[{"path":"/dev/a","outcome":"opened","major":1,"minor":4},{"path":"/dev/b","outcome":"opened","major":1,"minor":5}]`, `no valid answer from inside the container: the result for "/dev/a" is not valid`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := probe.ParseAnswer([]byte(test.answer), devices)

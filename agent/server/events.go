@@ -35,7 +35,6 @@ type events struct {
 
 // A snapshot is the node at one moment. Its messages are never changed once they are in it.
 type snapshot struct {
-	taken      bool
 	containers map[int32]*typev1.Container
 	devices    *typev1.NodeDevices
 }
@@ -51,6 +50,7 @@ func (e *events) close() { e.once.Do(func() { close(e.gone) }) }
 func (e *events) run(ctx context.Context) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -61,20 +61,22 @@ func (e *events) run(ctx context.Context) {
 		watched := e.watchers > 0
 		e.mu.Unlock()
 		if watched {
-			e.look(ctx)
+			err := e.look(ctx)
+			if err != nil && !failing {
+				e.node.Log.Warn("node not observed for its watchers", "err", err)
+			}
+			failing = err != nil
 		}
 	}
 }
 
 // look takes a snapshot and wakes the watchers if it differs from the last one.
-func (e *events) look(ctx context.Context) {
+func (e *events) look(ctx context.Context) error {
 	containers, inv, err := e.node.Containers.List(ctx)
 	if err != nil {
-		e.node.Log.Warn("node not observed for its watchers", "err", err)
-		return
+		return err
 	}
 	next := snapshot{
-		taken:      true,
 		containers: make(map[int32]*typev1.Container, len(containers)),
 		devices:    devicesOf(e.node.Name, inv, containers),
 	}
@@ -83,12 +85,13 @@ func (e *events) look(ctx context.Context) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.now.taken && e.now.same(next) {
-		return
+	if e.now.same(next) {
+		return nil
 	}
 	e.now = next
 	close(e.changed)
 	e.changed = make(chan struct{})
+	return nil
 }
 
 func (s snapshot) same(other snapshot) bool {
@@ -113,25 +116,26 @@ func (e *events) watch(ctx context.Context, send func(*agentv1.WatchEventsRespon
 		e.watchers--
 		e.mu.Unlock()
 	}()
-	e.look(ctx) // what was taken while nobody watched is old
+	// What was taken while nobody watched is old.
+	if err := e.look(ctx); err != nil {
+		return err
+	}
 	var sent snapshot
 	synced := false
 	for {
 		e.mu.Lock()
 		now, changed := e.now, e.changed
 		e.mu.Unlock()
-		if now.taken {
-			if err := sendDifference(sent, now, send); err != nil {
+		if err := sendDifference(sent, now, send); err != nil {
+			return err
+		}
+		sent = now
+		if !synced {
+			synced = true
+			msg := event()
+			msg.Event = &agentv1.WatchEventsResponse_Synced{Synced: &agentv1.Synced{}}
+			if err := send(msg); err != nil {
 				return err
-			}
-			sent = now
-			if !synced {
-				synced = true
-				msg := event()
-				msg.Event = &agentv1.WatchEventsResponse_Synced{Synced: &agentv1.Synced{}}
-				if err := send(msg); err != nil {
-					return err
-				}
 			}
 		}
 		select {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -338,6 +340,33 @@ func TestPatchRestartProbe(t *testing.T) {
 	}
 	if diff := cmp.Diff(plain, n.Conf(901)); diff != "" {
 		t.Errorf("restored conf (-want +got):\n%s", diff)
+	}
+}
+
+// A watcher must not wait for ever, nor be told of a node as it was, where nothing can be observed.
+func TestWatchEventsWithoutProxmoxFileSystem(t *testing.T) {
+	n := newNode(t)
+	if err := os.Remove(filepath.Join(n.Dir, "etc/pve/local")); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := agentv1.NewNodeServiceClient(n.Dial(t)).WatchEvents(t.Context(), &agentv1.WatchEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); reason(t, err) != "CONF_FS_UNAVAILABLE" {
+		t.Errorf("got %v, want CONF_FS_UNAVAILABLE", err)
+	}
+}
+
+// The device nodes are made by PrepareDevices; a conf that gives one that is missing would make an empty file of it.
+func TestPatchConfRefusesAMissingDeviceNode(t *testing.T) {
+	n := newNode(t)
+	n.RemoveNode("nvidia1")
+	_, err := agentv1.NewContainerServiceClient(n.Dial(t)).PatchConf(t.Context(), &agentv1.PatchConfRequest{
+		Ctid: 901, Operations: []*agentv1.ConfOperation{setGPUs(1)},
+	})
+	if reason(t, err) != "DEVICE_NODE_MISSING" {
+		t.Errorf("got %v, want DEVICE_NODE_MISSING", err)
 	}
 }
 

@@ -15,7 +15,9 @@ import (
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pct"
+	"phoenix.internal/agent/probe"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
@@ -24,7 +26,10 @@ const errorDomain = "phoenix.internal"
 
 // withReason makes a status with an ErrorInfo.
 func withReason(code codes.Code, reason errorv1.Reason, message string, metadata map[string]string) error {
-	st := status.New(code, bounded(message))
+	st := status.New(code, bounded(text(message)))
+	for key, value := range metadata {
+		metadata[key] = bounded(text(value)) // protobuf refuses what is not UTF-8, and the reason would be lost
+	}
 	detailed, err := st.WithDetails(&errdetails.ErrorInfo{
 		Reason:   strings.TrimPrefix(reason.String(), "REASON_"),
 		Domain:   errorDomain,
@@ -38,7 +43,7 @@ func withReason(code codes.Code, reason errorv1.Reason, message string, metadata
 
 // bounded keeps a message well below the limit for headers, in which statuses travel.
 func bounded(message string) string {
-	const most = 4096
+	const most = 2000
 	if len(message) <= most {
 		return message
 	}
@@ -48,6 +53,11 @@ func bounded(message string) string {
 func internal(requestID string) error {
 	return withReason(codes.Internal, errorv1.Reason_REASON_INTERNAL,
 		"internal error; the agent's log has it under request "+requestID, map[string]string{"request_id": requestID})
+}
+
+// shuttingDown says that the agent stops.
+func shuttingDown() error {
+	return withReason(codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, "the agent is stopping; it is back in a moment if it is being updated", nil)
 }
 
 // invalid says that a request's field is wrong in any state.
@@ -110,11 +120,11 @@ func statusOf(requestID string, err error) error {
 	}
 	if e, ok := errors.AsType[*container.PropertyError](err); ok {
 		return fail(codes.InvalidArgument, errorv1.Reason_REASON_PROPERTY_NOT_ALLOWED,
-			map[string]string{"key": e.Key, "value": bounded(e.Value)})
+			map[string]string{"key": e.Key, "value": e.Value})
 	}
 	if e, ok := errors.AsType[*container.OptionError](err); ok {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_LXC_OPTION_NOT_ALLOWED,
-			map[string]string{"key": e.Key, "value": bounded(e.Value)})
+			map[string]string{"key": e.Key, "value": e.Value})
 	}
 	if e, ok := errors.AsType[*confstore.DigestError](err); ok {
 		md := ctid(e.CTID)
@@ -147,6 +157,23 @@ func statusOf(requestID string, err error) error {
 	if e, ok := errors.AsType[*gpu.NodeError](err); ok {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DEVICE_NODE_MISSING, map[string]string{"path": e.Path})
 	}
+	if e, ok := errors.AsType[*passthrough.NodeError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DEVICE_NODE_MISSING, map[string]string{"path": e.Path})
+	}
+	if e, ok := errors.AsType[*passthrough.GPUError](err); ok { // it went between two looks
+		available := make([]string, len(e.Have))
+		for i, minor := range e.Have {
+			available[i] = "minor " + strconv.Itoa(minor)
+		}
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_GPU_NOT_FOUND,
+			map[string]string{"gpu": "minor " + strconv.Itoa(e.Minor), "available": strings.Join(available, ",")})
+	}
+	if e, ok := errors.AsType[*container.StateError](err); ok {
+		return fail(codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": e.Path})
+	}
+	if e, ok := errors.AsType[*confstore.RevisionDirError](err); ok {
+		return fail(codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": e.Path})
+	}
 	switch {
 	case errors.Is(err, confstore.ErrNotFound), errors.Is(err, pct.ErrNotFound):
 		return fail(codes.NotFound, errorv1.Reason_REASON_CONTAINER_NOT_FOUND, ctid(of))
@@ -163,10 +190,17 @@ func statusOf(requestID string, err error) error {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DRIVER_NOT_LOADED, nil)
 	case errors.Is(err, pct.ErrStopTimeout):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_STOP_TIMEOUT, ctid(of))
-	case errors.Is(err, attach.ErrAttach):
+	case errors.Is(err, passthrough.ErrNoSlot):
+		return fail(codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED, map[string]string{"limit": "devN"})
+	case errors.Is(err, attach.ErrAttach), errors.Is(err, probe.ErrProbe):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_ATTACH_FAILED, ctid(of))
 	}
 	if e, ok := errors.AsType[*pct.Error](err); ok {
+		if errors.Is(err, pct.ErrLockTimeout) {
+			md := ctid(e.CTID)
+			md["path"] = e.LockFile()
+			return fail(codes.Unavailable, errorv1.Reason_REASON_CONF_LOCK_TIMEOUT, md)
+		}
 		md := ctid(e.CTID)
 		md["command"] = e.Command
 		return fail(codes.Unavailable, errorv1.Reason_REASON_PCT_FAILED, md)
