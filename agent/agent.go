@@ -72,6 +72,10 @@ func Serve(ctx context.Context, address string, srv *server.Server, manager *con
 		return err
 	}
 	lis, err := listen(ctx, address, log)
+	if errors.Is(err, unix.EADDRINUSE) {
+		// Most likely another agent serves: then those restarts are under way in it and not interrupted at all.
+		return fmt.Errorf("listen: %w; is another phoenix-agent running?", err)
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen: %w", err), finish(ctx))
 	}

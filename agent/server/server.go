@@ -5,8 +5,10 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,6 +19,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/probe"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
@@ -62,6 +65,7 @@ type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	events *events
+	confs  *confstore.Store
 	log    *slog.Logger
 }
 
@@ -69,7 +73,8 @@ type Server struct {
 func New(node *Node, tlsConfig *tls.Config) *Server {
 	limit := newStreamLimit(maxStreams - 1)
 	s := &Server{
-		log: node.Log,
+		log:   node.Log,
+		confs: node.Containers.Confs,
 		grpc: grpc.NewServer(
 			grpc.Creds(credentials.NewTLS(tlsConfig)),
 			grpc.ConnectionTimeout(handshakeTimeout),
@@ -81,6 +86,7 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 			grpc.StaticConnWindowSize(connWindow),
 			grpc.KeepaliveParams(keepalive.ServerParameters{
 				MaxConnectionIdle: 15 * time.Minute,
+				MaxConnectionAge:  time.Hour, // calls under way go on; new ones meet the certificates of the day
 				Time:              30 * time.Second,
 				Timeout:           10 * time.Second,
 			}),
@@ -103,29 +109,51 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 	return s
 }
 
-// Serve serves until ctx ends; calls that are under way then have drainTimeout to finish.
+// Serve serves until ctx ends; calls that are under way then have drainTimeout to finish. Restarts are not broken off.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	watchCtx, stopWatching := context.WithCancel(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		s.events.run(watchCtx)
-	}()
+	var watches sync.WaitGroup
+	watches.Go(func() { s.events.run(watchCtx) })
+	watches.Go(func() { s.watchHealth(watchCtx) })
 	defer func() {
 		stopWatching()
-		<-watched
+		watches.Wait()
 	}()
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
 		s.drain()
 	})
-	err := s.grpc.Serve(lis)
+	err := s.grpc.Serve(limitConns(lis, s.log))
 	if !stop() {
 		<-stopped // Serve returns as soon as the drain begins
 		return nil
 	}
 	return err
+}
+
+// healthInterval is how often the health of the services is looked at.
+const healthInterval = 2 * time.Second
+
+// watchHealth keeps the status of the services that need Proxmox's file system. Without quorum it can still be read, so
+// they serve.
+func (s *Server) watchHealth(ctx context.Context) {
+	tick := time.NewTicker(healthInterval)
+	defer tick.Stop()
+	for {
+		status := healthv1.HealthCheckResponse_SERVING
+		if err := s.confs.Check(); err != nil && !errors.Is(err, confstore.ErrNoQuorum) {
+			status = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		for _, name := range []string{agentv1.ContainerService_ServiceDesc.ServiceName, agentv1.DeviceService_ServiceDesc.ServiceName} {
+			s.health.SetServingStatus(name, status)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 const drainTimeout = 20 * time.Second

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"phoenix.internal/agent/agenttest"
+	"phoenix.internal/agent/server"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
@@ -149,6 +150,89 @@ func TestHealthAndReflection(t *testing.T) {
 	slices.Sort(got)
 	if diff := cmp.Diff(services, got); diff != "" {
 		t.Errorf("reflected services (-want +got):\n%s", diff)
+	}
+}
+
+// A client that asks for the health of what it needs learns that the confs cannot be read.
+func TestHealthTellsThatProxmoxFileSystemIsGone(t *testing.T) {
+	n := newNode(t)
+	health := healthv1.NewHealthClient(n.Dial(t))
+	watch, err := health.Watch(t.Context(), &healthv1.HealthCheckRequest{Service: "phoenix.agent.v1.ContainerService"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func(want healthv1.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		if resp, err := watch.Recv(); err != nil || resp.GetStatus() != want {
+			t.Fatalf("got %v, %v; want %v", resp.GetStatus(), err, want)
+		}
+	}
+	next(healthv1.HealthCheckResponse_SERVING)
+	if err := os.Remove(filepath.Join(n.Dir, "etc/pve/local")); err != nil {
+		t.Fatal(err)
+	}
+	next(healthv1.HealthCheckResponse_NOT_SERVING)
+	resp, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "phoenix.agent.v1.NodeService"})
+	if err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		t.Errorf("NodeService: %v, %v; want SERVING", resp.GetStatus(), err)
+	}
+	if err := os.Symlink("nodes/pve1", filepath.Join(n.Dir, "etc/pve/local")); err != nil {
+		t.Fatal(err)
+	}
+	next(healthv1.HealthCheckResponse_SERVING)
+}
+
+func TestConnectionsPerAddress(t *testing.T) {
+	n := newNode(t)
+	dial := func(from string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		conn, err := d.Dial("tcp", n.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	// closed says whether the server closes the connection before it has heard anything.
+	closed := func(conn net.Conn) bool {
+		t.Helper()
+		if err := conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := conn.Read(make([]byte, 1))
+		return !errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	first := dial("127.0.0.1")
+	for range 7 {
+		dial("127.0.0.1")
+	}
+	if closed(first) {
+		t.Error("the first connection was closed")
+	}
+	if !closed(dial("127.0.0.1")) {
+		t.Error("the ninth connection from one address stays")
+	}
+	if closed(dial("127.0.0.2")) {
+		t.Error("a connection from another address was closed")
+	}
+	first.Close()
+	for begin := time.Now(); closed(dial("127.0.0.1")); {
+		if time.Since(begin) > 5*time.Second {
+			t.Fatal("the place of a closed connection is not given to another")
+		}
+	}
+}
+
+func TestTLSRefusesAKeyThatOthersMayRead(t *testing.T) {
+	files := agenttest.NewCA(t).Issue(t, "pve1", agenttest.Server)
+	if err := os.Chmod(files.KeyFile, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	_, err := server.TLS(server.TLSFiles(files))
+	want := "tls.key_file: " + files.KeyFile + ": others than its owner may use it (mode 0640): chmod 600 " + files.KeyFile + ", and replace the key if somebody may have read it"
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
 

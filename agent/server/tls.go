@@ -18,6 +18,14 @@ type TLSFiles struct {
 // TLS loads the files and returns a configuration for TLS 1.3 with client certificates of that authority, and nothing
 // else: there is no way to serve without.
 func TLS(files TLSFiles) (*tls.Config, error) {
+	info, err := os.Stat(files.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("tls.key_file: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("tls.key_file: %s: others than its owner may use it (mode %#o): chmod 600 %s, and replace the key if somebody may have read it",
+			files.KeyFile, mode, files.KeyFile)
+	}
 	leaf, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("tls.cert_file %s, tls.key_file %s: %w", files.CertFile, files.KeyFile, err)
