@@ -59,8 +59,8 @@ const (
 	// FAILED_PRECONDITION. The conf holds `lock: VALUE`: an operation of Proxmox is under way, or
 	// crashed. Metadata: `ctid`, `lock`.
 	Reason_REASON_CONTAINER_LOCKED Reason = 13
-	// ABORTED. The container was started anew since the caller looked. Metadata: `ctid`,
-	// `instance`.
+	// ABORTED. The container was started anew, or stopped, since the caller looked. Metadata: `ctid`,
+	// `instance` (the one that runs now; empty if none does).
 	Reason_REASON_INSTANCE_CHANGED Reason = 14
 	// ABORTED. The conf is not the one the caller planned against. Metadata: `ctid`, `digest` (of
 	// the conf as it is now).
@@ -92,7 +92,7 @@ const (
 	// asked for. It still runs. Metadata: `ctid`.
 	Reason_REASON_STOP_TIMEOUT Reason = 40
 	// FAILED_PRECONDITION. The container did not start, and there was no older conf of ours to go
-	// back to. It is stopped. Metadata: `ctid`.
+	// back to, or it did not start with that either. Metadata: `ctid`.
 	Reason_REASON_START_FAILED Reason = 41
 	// FAILED_PRECONDITION. The container did not start with the new conf; the old conf is back and
 	// the container runs with that. Metadata: `ctid`, `revision`.
@@ -100,9 +100,10 @@ const (
 	// UNAVAILABLE. Proxmox's pct failed for another cause; the message holds what it printed.
 	// Metadata: `ctid`, `command`.
 	Reason_REASON_PCT_FAILED Reason = 43
-	// FAILED_PRECONDITION. No process could be started inside the container. Metadata: `ctid`.
+	// FAILED_PRECONDITION. No process could be started inside the container, or the container kept the
+	// agent's own from answering. Metadata: `ctid`.
 	Reason_REASON_ATTACH_FAILED Reason = 50
-	// RESOURCE_EXHAUSTED. A limit of this server is reached. Metadata: `limit`.
+	// RESOURCE_EXHAUSTED. A limit of this server, or of Proxmox (`devN`), is reached. Metadata: `limit`.
 	Reason_REASON_LIMIT_EXCEEDED Reason = 60
 	// UNAVAILABLE. The controller cannot reach the agent of a node. Metadata: `node`, `address`.
 	Reason_REASON_NODE_UNREACHABLE Reason = 70

@@ -26,7 +26,7 @@ const (
 type ContainerState int32
 
 const (
-	// Never sent.
+	// It could not be found out; a problem of kind UNREADABLE says why.
 	ContainerState_CONTAINER_STATE_UNSPECIFIED ContainerState = 0
 	// It does not run. After a stop Proxmox may still be rewriting its conf.
 	ContainerState_CONTAINER_STATE_STOPPED ContainerState = 1
@@ -178,11 +178,12 @@ const (
 	ProblemKind_PROBLEM_KIND_NO_EFFECT ProblemKind = 11
 	// The same path is given by raw lines and by devN: the container will not start.
 	ProblemKind_PROBLEM_KIND_MODE_CONFLICT ProblemKind = 12
-	// In the running container a device is an empty regular file: its source was missing at start.
+	// In the running container something else stands in the place of a device that the conf gives, an
+	// empty file mostly: its source was missing at start.
 	ProblemKind_PROBLEM_KIND_GHOST_FILE ProblemKind = 13
 	// A value hides a line end or a NUL, where LXC reads another line than Proxmox.
 	ProblemKind_PROBLEM_KIND_HIDDEN_LINE ProblemKind = 14
-	// The conf could not be read.
+	// The conf could not be read, or the container not be observed.
 	ProblemKind_PROBLEM_KIND_UNREADABLE ProblemKind = 15
 	// A privileged container has GPUs: it is no security boundary.
 	ProblemKind_PROBLEM_KIND_PRIVILEGED ProblemKind = 16
@@ -432,12 +433,13 @@ type Container struct {
 	Digest string `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Output only. What the conf on disk gives.
 	Configured *Passthrough `protobuf:"bytes,9,opt,name=configured,proto3" json:"configured,omitempty"`
-	// Output only. What the running container really has. Absent if it does not run.
+	// Output only. What the running container really has, of the node's devices; its mode is not told.
+	// Absent if it does not run.
 	Effective *Passthrough `protobuf:"bytes,10,opt,name=effective,proto3" json:"effective,omitempty"`
 	// Output only. Whether configured and effective differ, so that only a restart brings the conf
 	// into force. False if the container does not run.
 	RestartPending bool `protobuf:"varint,11,opt,name=restart_pending,json=restartPending,proto3" json:"restart_pending,omitempty"`
-	// Output only. What is wrong, in the order of the lines.
+	// Output only. What is wrong: first what is about no single line, then in the order of the lines.
 	Problems []*Problem `protobuf:"bytes,12,rep,name=problems,proto3" json:"problems,omitempty"`
 	// Output only. Opaque identity of this start of the container: it changes with every start and
 	// never comes back. Empty if it does not run.
@@ -1010,9 +1012,10 @@ type ProbeResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifier. Absolute path in the container.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Output only. Index of the GPU this is the device of; -1 for a device that all GPUs share.
+	// Output only. Index of the GPU this is the device of; -1 for a device that GPUs share, and for one
+	// that the node does not have.
 	GpuIndex int32 `protobuf:"varint,2,opt,name=gpu_index,json=gpuIndex,proto3" json:"gpu_index,omitempty"`
-	// Output only. Whether the conf in force is meant to give it.
+	// Output only. Whether the conf on disk gives it.
 	Expected bool `protobuf:"varint,3,opt,name=expected,proto3" json:"expected,omitempty"`
 	// Output only. What happened.
 	Outcome ProbeOutcome `protobuf:"varint,4,opt,name=outcome,proto3,enum=phoenix.type.v1.ProbeOutcome" json:"outcome,omitempty"`

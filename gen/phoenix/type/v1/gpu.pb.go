@@ -390,7 +390,7 @@ type DeviceNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifier. Absolute path on the node, for example "/dev/nvidia0".
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Output only. Major number that the node must have, from /proc/devices.
+	// Output only. Major number that the node must have, from /proc/devices; -1 if its driver is not loaded.
 	Major int32 `protobuf:"varint,2,opt,name=major,proto3" json:"major,omitempty"`
 	// Output only. Minor number that the node must have.
 	Minor int32 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
