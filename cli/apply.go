@@ -35,6 +35,12 @@ Ctrl-C leaves a run of the controller going on ("runs watch", "runs cancel"). Wi
 own: Ctrl-C lets the steps under way finish and begins no more.
 
 Exit status: 0 if every container is as it should be; else 1.`,
+		Example: `  phoenix-cli plan                   what would be done
+  phoenix-cli apply                  the whole fleet
+  phoenix-cli apply 901 902          only these
+  phoenix-cli apply --start 911      also start it, if it is stopped
+  phoenix-cli apply --verify         open every device again, also where nothing has changed
+  phoenix-cli apply --agent pve1 --agent pve2 --fleet phoenix_lxc_configs.json    without a controller`,
 		Args: ctidsArgs,
 		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
 			o.ctids.add(args)

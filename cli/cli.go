@@ -89,18 +89,49 @@ from flags, then from PHOENIX_* variables, then from a file; see docs/cli.md.
 Exit status: 0 done, 1 failed, 2 misused. exec passes on the status of the command it ran.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return writeFirstSteps(cmd)
+		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misuse(cmd, err) })
 	globalFlags(root.PersistentFlags())
-	root.AddCommand(
-		p.validateCommand(), p.planCommand(), p.applyCommand(), p.statusCommand(), p.runsCommand(),
-		p.nodesCommand(), p.devicesCommand(), p.healthCommand(),
-		p.containersCommand(), p.confCommand(), p.probeCommand(), p.restartCommand(), p.execCommand(),
-		p.versionCommand(),
-	)
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{everyDay, []*cobra.Command{p.validateCommand(), p.planCommand(), p.applyCommand(), p.statusCommand(), p.runsCommand()}},
+		{"The nodes:", []*cobra.Command{p.nodesCommand(), p.devicesCommand(), p.containersCommand(), p.healthCommand()}},
+		{"One container:", []*cobra.Command{p.confCommand(), p.probeCommand(), p.restartCommand(), p.execCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, cmd := range g.commands {
+			cmd.GroupID = g.title
+			root.AddCommand(cmd)
+		}
+	}
+	root.AddCommand(p.versionCommand())
 	strict(root)
 	return root
+}
+
+// everyDay is the group of the commands that are used most.
+const everyDay = "The fleet:"
+
+// Commands stand in the help in the order of use, not of the alphabet.
+func init() { cobra.EnableCommandSorting = false }
+
+// writeFirstSteps says what phoenix-cli is and what is used most, to one who typed only its name.
+func writeFirstSteps(root *cobra.Command) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s.\n\n", root.Short)
+	for _, cmd := range root.Commands() {
+		if cmd.GroupID == everyDay {
+			fmt.Fprintf(&b, "  %s %-10s %s\n", root.Name(), cmd.Name(), cmd.Short)
+		}
+	}
+	fmt.Fprintf(&b, "\nAll commands and flags: %s --help. More of one: %[1]s COMMAND --help.\n", root.Name())
+	_, err := io.WriteString(root.OutOrStdout(), b.String())
+	return err
 }
 
 // strict makes misuse of cobra's own commands an error, as of all others.

@@ -254,26 +254,44 @@ func oneToALine(problems []error) error {
 	return fmt.Errorf("%d problems\n%w", strings.Count(err.Error(), "\n")+1, err)
 }
 
-// where says for problems, each with its keys before a colon, where those were set or can be.
+// where says for problems, each with its key before a colon, where those were set or can be.
 func (c *Config) where(problems error) string {
 	var hints []string
+	if controller, agents := c.set["controller"], c.set["agents"]; errors.Is(problems, errTwoWays) {
+		hint := fmt.Sprintf("Leave out %s or %s.", controller, agents)
+		if controller == agents {
+			hint = "Leave one of them out of " + controller + "."
+		}
+		hints = append(hints, hint)
+	}
 	for line := range strings.Lines(problems.Error()) {
 		keys, _, _ := strings.Cut(line, ":")
 		for _, s := range settings {
-			if !slices.Contains(strings.Split(keys, ", "), s.key) {
+			if keys != s.key {
 				continue
 			}
 			hint := "Correct " + c.set[s.key] + "."
-			if c.set[s.key] == "" {
+			switch isFile := strings.HasPrefix(s.key, "tls."); {
+			case c.set[s.key] == "":
 				hint = fmt.Sprintf("Give --%s or %s.", s.flag, envOf(s.key))
+			case isFile && strings.Contains(line, "chmod"):
+				hint = "Run: chmod 600 " + c.TLS.KeyFile
+			case isFile:
+				hint = "Put the right file there, or name another with " + c.set[s.key] + "."
+				if c.set[s.key] == c.File {
+					hint = "Put the right file there, or name another in " + c.File + "."
+				}
 			}
 			if !slices.Contains(hints, hint) {
 				hints = append(hints, hint)
 			}
 		}
 	}
-	return strings.Join(hints, " ")
+	return strings.Join(hints, "\n")
 }
+
+// errTwoWays says that both ways to work are set at the same place.
+var errTwoWays = errors.New("controller, agents: both are set")
 
 // Local tells whether the engine runs in this process: with agents, or with nobody at all for what needs nobody.
 func (c *Config) Local() bool { return c.Controller == "" }
@@ -287,7 +305,7 @@ func (c *Config) Validate() error {
 			return notConfigured()
 		}
 	case c.Controller != "" && len(c.Agents) > 0:
-		problems = append(problems, errors.New("controller, agents: both are set; choose one"))
+		problems = append(problems, errTwoWays)
 	}
 	if c.Controller != "" {
 		if _, err := withPort(c.Controller, controllerPort); err != nil {

@@ -135,7 +135,7 @@ func TestSettingsFileIsFound(t *testing.T) {
 
 func TestBadSettings(t *testing.T) {
 	keys := "  The keys are controller, agents, tls.cert_file, tls.key_file, tls.ca_file, fleet_file, features_dir, state_dir, color, timeout.\n"
-	noTLS := "  Give --tls-cert or PHOENIX_TLS_CERT_FILE. Give --tls-key or PHOENIX_TLS_KEY_FILE. Give --tls-ca or PHOENIX_TLS_CA_FILE.\n"
+	noTLS := "  Give --tls-cert or PHOENIX_TLS_CERT_FILE.\n  Give --tls-key or PHOENIX_TLS_KEY_FILE.\n  Give --tls-ca or PHOENIX_TLS_CA_FILE.\n"
 	none := "phoenix-cli: no controller and no agent is configured\n" +
 		"  Give one of three: a flag (--controller HOST, or --agent [NAME=]HOST to work without a controller), " +
 		"a variable (PHOENIX_CONTROLLER or PHOENIX_AGENTS), or a line \"controller: HOST\" in /home/anna/.config/phoenix/cli.yaml or /etc/phoenix/cli.yaml.\n"
@@ -159,12 +159,13 @@ func TestBadSettings(t *testing.T) {
 			"phoenix-cli: settings: 7 problems\n" +
 				"  color: \"pink\" is not auto, always or never\n" +
 				"  timeout: -1s is not more than 0\n" +
-				"  controller, agents: both are set; choose one\n" +
+				"  controller, agents: both are set\n" +
 				"  controller: \"a b\" is not HOST or HOST:PORT\n" +
 				"  tls.cert_file: not set\n" +
 				"  tls.key_file: /nonexistent: no such file or directory\n" +
 				"  tls.ca_file: not set\n" +
-				"  Correct FILE. Give --tls-cert or PHOENIX_TLS_CERT_FILE. Give --tls-ca or PHOENIX_TLS_CA_FILE.\n"},
+				"  Leave one of them out of FILE.\n  Correct FILE.\n  Give --tls-cert or PHOENIX_TLS_CERT_FILE.\n" +
+				"  Put the right file there, or name another in FILE.\n  Give --tls-ca or PHOENIX_TLS_CA_FILE.\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			file := settings(t, test.file)

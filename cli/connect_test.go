@@ -89,7 +89,7 @@ func TestConnect(t *testing.T) {
 	t.Run("agent that does not answer", func(t *testing.T) {
 		got := real(t, "nodes", "--agent", "pve1=127.0.0.1:1", "--state-dir", t.TempDir())
 		if got.code != 1 || !strings.Contains(got.stdout, "pve1  unreachable") ||
-			!strings.HasPrefix(got.stderr, "phoenix-cli: node pve1 at 127.0.0.1:1: ") {
+			!strings.HasPrefix(got.stderr, "phoenix-cli: node pve1: the agent at 127.0.0.1:1 cannot be reached: ") {
 			t.Errorf("got %+v", got)
 		}
 	})

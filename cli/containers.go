@@ -99,12 +99,7 @@ func writeProblems(s *session, cs []*typev1.Container) {
 			if p.GetLine() > 0 {
 				where += fmt.Sprintf(" line %d", p.GetLine())
 			}
-			text := p.GetMessage()
-			if p.GetAdvice() != "" {
-				text += " " + p.GetAdvice()
-			} else {
-				text += " The next apply mends it."
-			}
+			text := p.GetMessage() + "; " + cmp.Or(p.GetAdvice(), "an apply mends it")
 			fmt.Fprintf(s.out, "%s %s\n", s.paint.Text(output.Warn, where+":"), output.Clean(text))
 		}
 	}

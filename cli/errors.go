@@ -107,10 +107,18 @@ func describe(err error, c Config) error {
 	message := strings.Replace(err.Error(), st.Err().Error(), st.Message(), 1)
 	f := &failure{err: &callError{message, err}}
 	if reason, metadata := client.Reason(err); reason != errorv1.Reason_REASON_UNSPECIFIED {
-		if !strings.Contains(message, "`phoenix-cli ") { // else the message says it already
+		switch {
+		case strings.Contains(message, "`phoenix-cli "): // the message says it already
+		case reason == errorv1.Reason_REASON_FLEET_INVALID && strings.Contains(message, "\n"): // every error stands there
+		case metadata["field"] == "run":
+			f.hint = adviceFor(errorv1.Reason_REASON_RUN_NOT_FOUND, metadata)
+		default:
 			f.hint = adviceFor(reason, metadata)
 		}
 		return f
+	}
+	if strings.HasPrefix(st.Message(), "node ") && st.Code() != codes.PermissionDenied {
+		return f // what the controller says of an agent has the advice in it
 	}
 	describeCode(f, st, c)
 	return f
@@ -142,17 +150,14 @@ func describeCode(f *failure, st *status.Status, c Config) {
 		case certificate != "":
 			what, next, _ := strings.Cut(certificate, "; ")
 			f.err = fmt.Errorf("%s: %s (%s)", who, what, inner)
-			f.hint = strings.ToUpper(next[:1]) + next[1:] + "."
-		case strings.Contains(cause, "tls:"), strings.Contains(cause, "x509:"), strings.Contains(cause, "handshake"):
-			f.err = fmt.Errorf("%s: %s", who, cause)
-			f.hint = "Both sides must trust the same authority, and the certificate must be of the right kind: see tls.cert_file, tls.key_file and tls.ca_file of both."
+			f.hint = sentence(next)
 		default:
 			f.err = fmt.Errorf("%s cannot be reached: %s", who, inner)
-			f.hint = "See that it runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
+			f.hint = connectionAdvice(inner)
 		}
 	case codes.DeadlineExceeded:
 		f.err = fmt.Errorf("%s gave no answer within %v", who, c.Timeout)
-		f.hint = "A node that hangs keeps the others waiting: see \"phoenix-cli health\". --timeout waits longer."
+		f.hint = "A node that hangs keeps the others waiting: phoenix-cli health. --timeout waits longer."
 	case codes.Canceled:
 		f.err = errors.New("interrupted")
 	case codes.Unimplemented:
@@ -163,6 +168,28 @@ func describeCode(f *failure, st *status.Status, c Config) {
 		f.hint = "Ask for less at once: name CTIDs, or one --node."
 	case codes.Internal, codes.Unknown, codes.DataLoss:
 		f.hint = "This is a defect of Phoenix; the log of " + who + " says more."
+	}
+}
+
+// sentence makes a sentence of words that began in the middle of one.
+func sentence(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+// connectionAdvice says what to do about a connection to the controller that has nothing to do with certificates.
+func connectionAdvice(cause string) string {
+	switch {
+	case strings.Contains(cause, "connection refused"):
+		return "See that it runs there (systemctl status phoenix-controller), or work without it: --agent [NAME=]HOST."
+	case strings.Contains(cause, "no such host"), strings.Contains(cause, "server misbehaving"):
+		return "The name is not known: correct the address (--controller, PHOENIX_CONTROLLER, or controller in the settings file)."
+	case strings.Contains(cause, "EOF"), strings.Contains(cause, "reset"), strings.Contains(cause, "broken pipe"):
+		return "The connection broke off: see whether it is being restarted, or refuses this certificate (journalctl -u phoenix-controller)."
+	default:
+		return "See that the host is up and that nothing between here and there blocks the port; or work without it: --agent [NAME=]HOST."
 	}
 }
 
@@ -202,6 +229,9 @@ func statusOf(err error) (*status.Status, bool) {
 func adviceFor(reason errorv1.Reason, metadata map[string]string) string {
 	text := advice[reason]
 	for key, value := range metadata {
+		if key == "nodes" {
+			value = strings.ReplaceAll(value, ",", ", ")
+		}
 		text = strings.ReplaceAll(text, "{"+key+"}", value)
 	}
 	// What a server left out stays as a word to fill in: CTID.
@@ -213,43 +243,43 @@ var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
 // advice says for each reason what a person does next.
 var advice = map[errorv1.Reason]string{
 	errorv1.Reason_REASON_INVALID_FIELD:          "Change the argument; --help says what it may be.",
-	errorv1.Reason_REASON_PROPERTY_NOT_ALLOWED:   "Set it with Proxmox's own tools: pct set.",
-	errorv1.Reason_REASON_LXC_OPTION_NOT_ALLOWED: "Allow it in allowed_lxc_options of the agent's settings, if you mean it.",
+	errorv1.Reason_REASON_PROPERTY_NOT_ALLOWED:   "Set it with Proxmox's own tools, such as pct set.",
+	errorv1.Reason_REASON_LXC_OPTION_NOT_ALLOWED: "If you mean it, allow it in allowed_lxc_options of that node's /etc/phoenix/agent.yaml.",
 
-	errorv1.Reason_REASON_CONTAINER_NOT_FOUND:   "See what there is: phoenix-cli containers; and whether every node answers: phoenix-cli health.",
-	errorv1.Reason_REASON_CONTAINER_NOT_RUNNING: "Start it: pct start {ctid} on its node, or phoenix-cli apply --start {ctid}.",
+	errorv1.Reason_REASON_CONTAINER_NOT_FOUND:   "See which containers there are: phoenix-cli containers; and whether every node answers: phoenix-cli health.",
+	errorv1.Reason_REASON_CONTAINER_NOT_RUNNING: "Start it: pct start {ctid} on its node; or phoenix-cli apply --start {ctid} if the fleet file gives it GPUs.",
 	errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE: "A template never runs: take a container cloned from it.",
-	errorv1.Reason_REASON_CONTAINER_LOCKED:      "Wait for the operation of Proxmox to end. If it crashed: pct unlock {ctid} on the node.",
-	errorv1.Reason_REASON_INSTANCE_CHANGED:      "Somebody restarted it meanwhile: look again, then repeat.",
+	errorv1.Reason_REASON_CONTAINER_LOCKED:      "Wait for the operation of Proxmox ({lock}) to end. Only if that has crashed: pct unlock {ctid} on the node.",
+	errorv1.Reason_REASON_INSTANCE_CHANGED:      "It was restarted meanwhile: look again, then repeat.",
 
-	errorv1.Reason_REASON_DIGEST_MISMATCH:     "Somebody changed the conf meanwhile: look again, then repeat.",
-	errorv1.Reason_REASON_CONF_LOCK_TIMEOUT:   "Another process works on the conf: see the tasks of {ctid} in Proxmox, then repeat.",
-	errorv1.Reason_REASON_NO_QUORUM:           "Bring the cluster's other nodes back: pvecm status on the node.",
-	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE: "See systemctl status pve-cluster on the node.",
+	errorv1.Reason_REASON_DIGEST_MISMATCH:     "Somebody changed the conf meanwhile: look at it (phoenix-cli conf show {ctid}), then repeat.",
+	errorv1.Reason_REASON_CONF_LOCK_TIMEOUT:   "Another process works on the conf: see the tasks of CTID {ctid} in Proxmox, then repeat.",
+	errorv1.Reason_REASON_NO_QUORUM:           "Bring the cluster's other nodes back; pvecm status on the node says which are missing.",
+	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE: "On the node: systemctl status pve-cluster.",
 	errorv1.Reason_REASON_CONF_TOO_LARGE:      "Shorten the conf: remove snapshots or the description.",
 	errorv1.Reason_REASON_REVISION_NOT_FOUND:  "See those that are kept: phoenix-cli conf revisions {ctid}.",
 
 	errorv1.Reason_REASON_GPU_NOT_FOUND:       "See the node's GPUs: phoenix-cli devices; then correct gpu_assignment in the fleet file.",
-	errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE: "Bind GPU {gpu} to the nvidia driver, or assign another: phoenix-cli devices.",
-	errorv1.Reason_REASON_DRIVER_NOT_LOADED:   "Install or load the driver on the node: modprobe nvidia; then dmesg.",
-	errorv1.Reason_REASON_DEVICE_NODE_MISSING: "Run nvidia-modprobe -u -c=0 on the node and look at {path}.",
+	errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE: "See phoenix-cli devices; then bind GPU {gpu} to the nvidia driver, or assign another.",
+	errorv1.Reason_REASON_DRIVER_NOT_LOADED:   "On the node: modprobe nvidia, and if that fails, dmesg. Without the driver no GPU can be given.",
+	errorv1.Reason_REASON_DEVICE_NODE_MISSING: "On the node, as root: nvidia-smi, nvidia-modprobe -u; then look at {path}.",
 
-	errorv1.Reason_REASON_STOP_TIMEOUT:          "Give it longer (--timeout), or let it be killed: without --no-force.",
-	errorv1.Reason_REASON_START_FAILED:          "See why: pct start {ctid} --debug on the node; and phoenix-cli conf show {ctid}.",
-	errorv1.Reason_REASON_START_ROLLED_BACK:     "See what the new conf changed: phoenix-cli plan {ctid}; and why it did not start, in the message.",
-	errorv1.Reason_REASON_PCT_FAILED:            "The message holds what pct printed; the task log of Proxmox says more.",
-	errorv1.Reason_REASON_ATTACH_FAILED:         "See that the container is healthy: phoenix-cli probe {ctid}; restarting it may help.",
+	errorv1.Reason_REASON_STOP_TIMEOUT:          "It still runs. Give it longer (--timeout), or leave out --no-force: then it is killed.",
+	errorv1.Reason_REASON_START_FAILED:          "It is stopped. On its node, pct start {ctid} --debug says why; older confs: phoenix-cli conf revisions {ctid}.",
+	errorv1.Reason_REASON_START_ROLLED_BACK:     "It runs with its old conf. What the new one changes: phoenix-cli plan {ctid}; why it did not start, the message says.",
+	errorv1.Reason_REASON_PCT_FAILED:            "The message has what pct printed; Proxmox's task log says more.",
+	errorv1.Reason_REASON_ATTACH_FAILED:         "See on its console that it is healthy (pct console {ctid} on its node); a restart may help: phoenix-cli restart {ctid}.",
 	errorv1.Reason_REASON_LIMIT_EXCEEDED:        "Too much at once ({limit}): wait for something to end, then repeat.",
-	errorv1.Reason_REASON_NODE_UNREACHABLE:      "See systemctl status phoenix-agent on {node}, and that {address} can be reached.",
+	errorv1.Reason_REASON_NODE_UNREACHABLE:      "See whether the other nodes answer: phoenix-cli health.",
 	errorv1.Reason_REASON_NODE_NOT_FOUND:        "See the names of the nodes: phoenix-cli nodes.",
 	errorv1.Reason_REASON_FLEET_INVALID:         "See every error with its line: phoenix-cli validate.",
-	errorv1.Reason_REASON_RUN_NOT_FOUND:         "See the runs: phoenix-cli runs.",
-	errorv1.Reason_REASON_RUN_IN_PROGRESS:       "Follow it: phoenix-cli runs watch {run}; or end it: phoenix-cli runs cancel {run}.",
-	errorv1.Reason_REASON_NOT_IN_FLEET:          "See what the fleet file has: phoenix-cli status; and correct the CTID or the file.",
-	errorv1.Reason_REASON_FLEET_UNREADABLE:      "Set fleet_file in the controller's settings, or give --fleet FILE with --agent.",
+	errorv1.Reason_REASON_RUN_NOT_FOUND:         "phoenix-cli runs lists them.",
+	errorv1.Reason_REASON_RUN_IN_PROGRESS:       "Watch it: phoenix-cli runs watch {run}; or end it: phoenix-cli runs cancel {run}.",
+	errorv1.Reason_REASON_NOT_IN_FLEET:          "See which containers the fleet file has: phoenix-cli status. Correct the CTID, or add the container to the file.",
+	errorv1.Reason_REASON_FLEET_UNREADABLE:      "Correct fleet_file in the controller's settings; with --agent, give --fleet FILE.",
 	errorv1.Reason_REASON_FEATURES_UNREADABLE:   "Bring {path} back, or correct features_dir in the settings.",
 	errorv1.Reason_REASON_SHUTTING_DOWN:         "Repeat it in a moment. A run goes on when the controller is back: phoenix-cli runs.",
 	errorv1.Reason_REASON_STATE_UNAVAILABLE:     "Wait for the other process to end; else make room and rights for {path}, or set another state_dir.",
-	errorv1.Reason_REASON_INTERNAL:              "This is a defect of Phoenix: the server's log has the rest under request_id {request_id}.",
-	errorv1.Reason_REASON_CTID_ON_SEVERAL_NODES: "Set the key node of the container in the fleet file, or remove the stale copy from one of {nodes}.",
+	errorv1.Reason_REASON_INTERNAL:              "This is a defect of Phoenix. Look for request_id {request_id} in the log: journalctl -u phoenix-controller, or -u phoenix-agent on the node.",
+	errorv1.Reason_REASON_CTID_ON_SEVERAL_NODES: "plan, apply and status take the one on the node that the fleet file names (key node). For all else remove the stale conf: /etc/pve/lxc/{ctid}.conf on one of {nodes}.",
 }

@@ -87,13 +87,13 @@ func TestFailedCalls(t *testing.T) {
 			failure(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_LOCKED, "the conf of CTID 901 is locked (backup)", map[string]string{"ctid": "901", "lock": "backup"}),
 			"restart 901",
 			"phoenix-cli: restart CTID 901: the conf of CTID 901 is locked (backup)\n" +
-				"  Wait for the operation of Proxmox to end. If it crashed: pct unlock 901 on the node.\n",
+				"  Wait for the operation of Proxmox (backup) to end. Only if that has crashed: pct unlock 901 on the node.\n",
 		},
 		{
 			"findings of several lines",
 			failure(codes.FailedPrecondition, errorv1.Reason_REASON_FLEET_INVALID, "fleet file f.json has 2 errors:\nf.json:1:2: a\nf.json:3:4: b", map[string]string{"path": "f.json"}),
 			"plan",
-			"phoenix-cli: plan: fleet file f.json has 2 errors:\n  f.json:1:2: a\n  f.json:3:4: b\n  See every error with its line: phoenix-cli validate.\n",
+			"phoenix-cli: plan: fleet file f.json has 2 errors:\n  f.json:1:2: a\n  f.json:3:4: b\n",
 		},
 		{
 			"a message that gives the advice itself",
@@ -121,7 +121,7 @@ func TestFailedCalls(t *testing.T) {
 		},
 		{
 			"deadline", status.Error(codes.DeadlineExceeded, "context deadline exceeded"), "status --timeout 5s",
-			"phoenix-cli: the controller at controller.example gave no answer within 5s\n  A node that hangs keeps the others waiting: see \"phoenix-cli health\". --timeout waits longer.\n",
+			"phoenix-cli: the controller at controller.example gave no answer within 5s\n  A node that hangs keeps the others waiting: phoenix-cli health. --timeout waits longer.\n",
 		},
 		{
 			"defect", status.Error(codes.Unknown, "nil pointer"), "apply",
@@ -129,7 +129,7 @@ func TestFailedCalls(t *testing.T) {
 		},
 		{
 			"exec", failure(codes.FailedPrecondition, errorv1.Reason_REASON_CONTAINER_NOT_RUNNING, "CTID 901 is stopped", map[string]string{"ctid": "901", "state": "stopped"}), "exec 901 true",
-			"phoenix-cli: exec in CTID 901: CTID 901 is stopped\n  Start it: pct start 901 on its node, or phoenix-cli apply --start 901.\n",
+			"phoenix-cli: exec in CTID 901: CTID 901 is stopped\n  Start it: pct start 901 on its node; or phoenix-cli apply --start 901 if the fleet file gives it GPUs.\n",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -147,11 +147,11 @@ func TestKeyMayBeReadByOthers(t *testing.T) {
 	if err := os.Chmod(files.KeyFile, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	file := settings(t, "controller: a\ntls: {cert_file: "+files.CertFile+", key_file: "+files.KeyFile+", ca_file: "+files.CAFile+"}\n")
+	settings(t, "controller: a\ntls: {cert_file: "+files.CertFile+", key_file: "+files.KeyFile+", ca_file: "+files.CAFile+"}\n")
 	var stderr bytes.Buffer
 	p := cli.Program{In: new(bytes.Buffer), Out: new(bytes.Buffer), Err: &stderr}
 	code := p.Run(t.Context(), []string{"nodes"})
-	want := "phoenix-cli: settings: tls.key_file: " + files.KeyFile + ": mode 0644 lets others at the key; chmod 0600 it\n  Correct " + file + ".\n"
+	want := "phoenix-cli: settings: tls.key_file: " + files.KeyFile + ": mode 0644 lets others at the key; chmod 0600 it\n  Run: chmod 600 " + files.KeyFile + "\n"
 	if code != 2 || stderr.String() != want {
 		t.Errorf("got exit %d, %q\nwant exit 2, %q", code, stderr.String(), want)
 	}

@@ -232,9 +232,9 @@ func fleetContainers() []*typev1.Container {
 		{Ctid: 910, Node: "pve1", Hostname: "vllm", State: running, RestartPending: true,
 			Configured: given(native, 0), Effective: given(none),
 			Problems: []*typev1.Problem{
-				{Kind: typev1.ProblemKind_PROBLEM_KIND_WILDCARD_RULE, Message: "The rule gives every device of major 195.", Line: 12},
-				{Kind: typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED, Message: "A privileged container is no security boundary.",
-					Advice: "Make it unprivileged."},
+				{Kind: typev1.ProblemKind_PROBLEM_KIND_WILDCARD_RULE, Message: "the rule gives every device of major 195", Line: 12},
+				{Kind: typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED, Message: "a privileged container is no security boundary",
+					Advice: "make it unprivileged"},
 			}},
 		{Ctid: 912, Node: "pve2", Hostname: "\x1b[2Jevil\u202e", State: running, Lock: "backup", Unprivileged: true,
 			Configured: &typev1.Passthrough{Mode: raw, Gpus: []*typev1.GpuRef{{Index: -1, Minor: 7}}}, Effective: given(raw, 2)},

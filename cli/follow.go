@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -15,8 +17,11 @@ import (
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 )
 
-// redrawEvery is the time between two drawings of the live view.
-const redrawEvery = 100 * time.Millisecond
+// redrawEvery is the time between two drawings of the live view, and minRows the least height it takes.
+const (
+	redrawEvery = 100 * time.Millisecond
+	minRows     = 4
+)
 
 // A runMessage is a message of Apply or of WatchRun.
 type runMessage interface {
@@ -132,8 +137,8 @@ func (f *follower[M]) interrupt(ctx context.Context, p *progress) error {
 	id := p.run.GetRun()
 	if !f.owned {
 		return &failure{
-			err:  fmt.Errorf("interrupted; run %s goes on", id),
-			hint: fmt.Sprintf("Follow it: phoenix-cli runs watch %s; end it: phoenix-cli runs cancel %s.", id, id),
+			err:  fmt.Errorf("interrupted; run %s goes on in the controller", id),
+			hint: fmt.Sprintf("Watch it: phoenix-cli runs watch %s; end it: phoenix-cli runs cancel %s.", id, id),
 		}
 	}
 	f.warn("interrupted: the steps under way finish, no more begin; Ctrl-C again ends at once")
@@ -188,11 +193,7 @@ func (f *follower[M]) verdict(p *progress) error {
 }
 
 func writeVerdict(s *session, run *controllerv1.Run) error {
-	for _, c := range run.GetContainers() {
-		for _, note := range c.GetNotes() {
-			fmt.Fprintln(s.out, s.paint.Text(output.Faint, fmt.Sprintf("%d: note: %s", c.GetCtid(), note)))
-		}
-	}
+	writeNotes(s, run)
 	for _, w := range run.GetWarnings() {
 		fmt.Fprintln(s.out, s.paint.Text(output.Warn, "warning: "+w))
 	}
@@ -201,10 +202,27 @@ func writeVerdict(s *session, run *controllerv1.Run) error {
 	return err
 }
 
-// newView returns the live view if both streams are the person's terminal, else the log.
+// writeNotes writes each note once, with the CTIDs of the containers that it is about.
+func writeNotes(s *session, run *controllerv1.Run) {
+	var notes []string
+	about := map[string][]string{}
+	for _, c := range run.GetContainers() {
+		for _, note := range c.GetNotes() {
+			if about[note] == nil {
+				notes = append(notes, note)
+			}
+			about[note] = append(about[note], strconv.Itoa(int(c.GetCtid())))
+		}
+	}
+	for _, note := range notes {
+		fmt.Fprintln(s.out, s.paint.Text(output.Faint, fmt.Sprintf("note: %s (%s)", note, strings.Join(about[note], ", "))))
+	}
+}
+
+// newView returns the live view if both streams are the person's terminal and it has room, else the log.
 func (f *follower[M]) newView() runView {
-	_, _, ok := terminal.Size(f.out)
-	if !ok || !terminal.Is(f.err) || os.Getenv("TERM") == "dumb" {
+	_, rows, ok := terminal.Size(f.out)
+	if !ok || rows < minRows || !terminal.Is(f.err) || os.Getenv("TERM") == "dumb" {
 		return &logView{f.session}
 	}
 	size := func() (columns, rows int) {

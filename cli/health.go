@@ -13,6 +13,7 @@ import (
 
 	"phoenix.internal/cli/output"
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
 func (p *Program) healthCommand() *cobra.Command {
@@ -127,7 +128,7 @@ func unhealthy(services []serviceHealth, nodes *controllerv1.ListNodesResponse) 
 		if !n.GetQuorate() {
 			errs = append(errs, &failure{
 				err:  fmt.Errorf("node %s has no quorum: no conf can be written, no container started", n.GetName()),
-				hint: "Bring the cluster's other nodes back: pvecm status on the node.",
+				hint: adviceFor(errorv1.Reason_REASON_NO_QUORUM, nil),
 			})
 		}
 	}

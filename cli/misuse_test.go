@@ -150,9 +150,9 @@ func TestMisuse(t *testing.T) {
   See "phoenix-cli runs cancel --help".`},
 		{`help frobnicate`, 2, `phoenix-cli: help: there is no command "frobnicate"
   See "phoenix-cli --help".`},
-		{`completion`, 2, `phoenix-cli: completion needs a command: bash, fish, powershell, zsh
+		{`completion`, 2, `phoenix-cli: completion needs a command: bash, zsh, fish, powershell
   See "phoenix-cli completion --help".`},
-		{`completion tcsh`, 2, `phoenix-cli: unknown command "tcsh" for "completion"; it has bash, fish, powershell, zsh
+		{`completion tcsh`, 2, `phoenix-cli: unknown command "tcsh" for "completion"; it has bash, zsh, fish, powershell
   See "phoenix-cli completion --help".`},
 		{`status --color sometimes`, 2, `phoenix-cli: settings: color: "sometimes" is not auto, always or never
   Correct --color.`},
@@ -164,8 +164,8 @@ func TestMisuse(t *testing.T) {
   See "phoenix-cli status --help".`},
 		{`status --config /nonexistent/cli.yaml`, 2, `phoenix-cli: settings file /nonexistent/cli.yaml: no such file or directory
   Correct it, or name another with --config or PHOENIX_CONFIG.`},
-		{`status --controller a --agent b`, 2, `phoenix-cli: settings: controller, agents: both are set; choose one
-  Correct --controller. Correct --agent.`},
+		{`status --controller a --agent b`, 2, `phoenix-cli: settings: controller, agents: both are set
+  Leave out --controller or --agent.`},
 		{`status --agent 10.0.0.1`, 2, `phoenix-cli: settings: agents: "10.0.0.1" is a number, so say the node's name: NAME=10.0.0.1
   Correct --agent.`},
 		{`status --agent =pve1`, 2, `phoenix-cli: settings: agents: "=pve1" has no name before the "="
@@ -179,7 +179,7 @@ func TestMisuse(t *testing.T) {
 		{`status --agent a:b:c`, 2, `phoenix-cli: settings: agents: "a:b:c" is not HOST or HOST:PORT
   Correct --agent.`},
 		{`status --tls-cert /nonexistent/cert.pem`, 2, `phoenix-cli: settings: tls.cert_file: /nonexistent/cert.pem: no such file or directory
-  Correct --tls-cert.`},
+  Put the right file there, or name another with --tls-cert.`},
 		{`validate /nonexistent/fleet.json`, 1, `phoenix-cli: read the fleet file: open /nonexistent/fleet.json: no such file or directory`},
 		{`validate /`, 1, `phoenix-cli: read the fleet file: read /: is a directory`},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,12 +55,12 @@ func unreachable(nodes []*typev1.NodeError) error {
 	var errs []error
 	for _, n := range nodes {
 		at := ""
-		if n.GetAddress() != "" {
+		if n.GetAddress() != "" && !strings.Contains(n.GetMessage(), n.GetAddress()) {
 			at = " at " + n.GetAddress()
 		}
 		errs = append(errs, &failure{
-			err:  fmt.Errorf("node %s%s: %s", n.GetNode(), at, n.GetMessage()),
-			hint: "What is shown lacks this node. On it: systemctl status phoenix-agent.",
+			err:  fmt.Errorf("node %s%s: %s", n.GetNode(), at, n.GetMessage()), // the message says what to do
+			hint: "What is shown lacks this node.",
 		})
 	}
 	return errors.Join(errs...)

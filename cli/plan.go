@@ -82,8 +82,15 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(s.out, "\n%s to change, %d as they should be, %d that cannot be planned.\n",
-		count(change, "container"), same, failed)
+	asShouldBe := "as they should be"
+	if same == 1 {
+		asShouldBe = "as it should be"
+	}
+	summary := fmt.Sprintf("%s to change, %d %s, %d that cannot be planned.", count(change, "container"), same, asShouldBe, failed)
+	if change+failed == 0 {
+		summary = fmt.Sprintf("Nothing to do: %s %s.", count(same, "container"), asShouldBe)
+	}
+	_, err := fmt.Fprintf(s.out, "\n%s\n", summary)
 	return err
 }
 
@@ -133,9 +140,13 @@ func gpuChange(s *session, c *controllerv1.ContainerPlan) string {
 	}
 	was, is := name(c.GetConfiguredGpuIndexes()), name(c.GetDesiredGpuIndexes())
 	if was == is {
-		return "GPUs " + is
+		return gpuText(is)
 	}
-	return fmt.Sprintf("GPUs %s -> %s", s.paint.Text(output.Bad, was), s.paint.Text(output.Good, is))
+	noun := "GPUs"
+	if len(c.GetConfiguredGpuIndexes()) == 1 && len(c.GetDesiredGpuIndexes()) == 1 {
+		noun = "GPU"
+	}
+	return fmt.Sprintf("%s %s -> %s", noun, s.paint.Text(output.Bad, was), s.paint.Text(output.Good, is))
 }
 
 // stepName names a planned step, or a step of a run.

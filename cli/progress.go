@@ -79,31 +79,51 @@ func (v *logView) show(p *progress) {
 }
 
 func (v *logView) event(p *progress, ev *controllerv1.RunEvent) error {
-	name, node := "", ""
-	if c := p.container(ev.GetCtid()); c != nil {
-		name, node = c.GetName(), c.GetNode()
+	c := p.container(ev.GetCtid())
+	who := strings.TrimSpace(fmt.Sprintf("%d %s", ev.GetCtid(), c.GetName()))
+	if c.GetNode() != "" {
+		who += " on " + c.GetNode()
 	}
-	who := strings.TrimSpace(fmt.Sprintf("%d %s", ev.GetCtid(), name))
-	if node != "" {
-		who += " on " + node
-	}
-	var what string
-	if step := ev.GetStep(); step != nil {
-		what = fmt.Sprintf("%s %s", stepName(step), word(step.GetState()))
-		if step.GetEndTime() != nil && step.GetStartTime() != nil {
-			what += " after " + duration(step.GetEndTime().AsTime().Sub(step.GetStartTime().AsTime()))
-		}
-		if step.GetMessage() != "" {
-			what += ": " + step.GetMessage()
-		}
-	} else {
-		what = word(ev.GetContainerState())
-		if ev.GetError() != "" {
-			what += ": " + ev.GetError()
-		}
+	what := word(ev.GetContainerState())
+	switch {
+	case ev.GetStep() != nil:
+		what = stepLine(ev.GetStep())
+	case ev.GetError() != "" && !saidByStep(c, ev.GetError()):
+		what += ": " + ev.GetError()
 	}
 	_, err := fmt.Fprintf(v.s.out, "%s %s: %s\n", utc(ev.GetTime()), output.Clean(who), output.Clean(what))
 	return err
+}
+
+// stepLine says where a step is: "restart: shutting down", "restart: done after 12.3s: running with its conf in force".
+func stepLine(step *controllerv1.Step) string {
+	name, message := stepName(step), step.GetMessage()
+	state := word(step.GetState())
+	switch step.GetState() {
+	case controllerv1.StepState_STEP_STATE_RUNNING:
+		return name + ": " + cmp.Or(message, "begun")
+	case controllerv1.StepState_STEP_STATE_UNCHANGED:
+		state = "nothing to do"
+	case controllerv1.StepState_STEP_STATE_SUCCEEDED:
+		state = "done"
+		fallthrough
+	default:
+		if step.GetStartTime() != nil && step.GetEndTime() != nil {
+			state += " after " + duration(step.GetEndTime().AsTime().Sub(step.GetStartTime().AsTime()))
+		}
+	}
+	if message = strings.TrimPrefix(message, name+": "); message == "" {
+		return name + ": " + state
+	}
+	return name + ": " + state + ": " + message
+}
+
+// saidByStep tells whether the error of a container is that of its failed step, whose line stands in the log already.
+func saidByStep(c *controllerv1.ContainerRun, text string) bool {
+	return slices.ContainsFunc(c.GetSteps(), func(step *controllerv1.Step) bool {
+		return step.GetState() == controllerv1.StepState_STEP_STATE_FAILED && step.GetMessage() != "" &&
+			strings.Contains(text, step.GetMessage())
+	})
 }
 
 func (v *logView) tick(*progress) error { return nil }
@@ -133,14 +153,15 @@ func (v *liveView) pause() error {
 }
 
 func (v *liveView) draw(p *progress) error {
-	_, rows := v.size()
-	return v.board.Draw(boardLines(p, rows-2))
+	columns, rows := v.size()
+	return v.board.Draw(boardLines(p, columns, rows))
 }
 
-// boardLines returns the lines of the live view. If there are more than fit, those that move come first.
-func boardLines(p *progress, fit int) []terminal.Line {
+// boardLines returns the lines of the live view. If there are more than fit, those that move come first; on a narrow
+// terminal names are cut and the node is left out, so that the state is seen.
+func boardLines(p *progress, columns, rows int) []terminal.Line {
 	cs := slices.Clone(p.run.GetContainers())
-	if len(cs) > fit {
+	if len(cs) > rows-2 {
 		slices.SortStableFunc(cs, func(a, b *controllerv1.ContainerRun) int {
 			return cmp.Compare(restlessness(a.GetState()), restlessness(b.GetState()))
 		})
@@ -151,16 +172,21 @@ func boardLines(p *progress, fit int) []terminal.Line {
 		names = max(names, output.Width(output.Clean(c.GetName())))
 		nodes = max(nodes, output.Width(output.Clean(c.GetNode())))
 	}
-	names = min(names, 24)
+	names = min(names, 24, columns/5)
+	narrow := columns < 60
 	lines := []terminal.Line{}
 	for _, c := range cs {
 		color := stepColor(c.GetState())
 		what, took, message := activity(p, c)
+		node := terminal.Segment{Text: pad(c.GetNode(), nodes) + "  ", Color: output.Faint}
+		if narrow {
+			node.Text = ""
+		}
 		lines = append(lines, terminal.Line{
 			{Text: symbol(c.GetState(), p.now()) + " ", Color: color},
 			{Text: fmt.Sprintf("%*d  ", ctids, c.GetCtid())},
 			{Text: pad(c.GetName(), names) + "  "},
-			{Text: pad(c.GetNode(), nodes) + "  ", Color: output.Faint},
+			node,
 			{Text: pad(what, 16) + " ", Color: color},
 			{Text: fmt.Sprintf("%6s  ", took)},
 			{Text: message, Color: output.Faint},

@@ -73,8 +73,8 @@ func TestInterrupt(t *testing.T) {
 		{
 			name: "a controller's run goes on",
 			want: result{code: 1, stdout: "2026-11-23 15:00:00Z run 20261123T150000-1: 3 containers\n",
-				stderr: "phoenix-cli: interrupted; run 20261123T150000-1 goes on\n" +
-					"  Follow it: phoenix-cli runs watch 20261123T150000-1; end it: phoenix-cli runs cancel 20261123T150000-1.\n"},
+				stderr: "phoenix-cli: interrupted; run 20261123T150000-1 goes on in the controller\n" +
+					"  Watch it: phoenix-cli runs watch 20261123T150000-1; end it: phoenix-cli runs cancel 20261123T150000-1.\n"},
 		},
 		{
 			name: "an own run is canceled and waited for", agent: true,

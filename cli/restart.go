@@ -90,7 +90,7 @@ func writePhase(s *session, ctid int32, p *typev1.RestartProgress, after time.Du
 		fmt.Fprintf(s.out, ": %s", output.Clean(p.GetMessage()))
 	}
 	if c := p.GetContainer(); c != nil {
-		fmt.Fprintf(s.out, " (GPUs %s)", passthrough(c.GetEffective()))
+		fmt.Fprintf(s.out, " with %s", gpuText(gpus(c.GetEffective())))
 	}
 	fmt.Fprintln(s.out)
 }

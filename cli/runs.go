@@ -139,7 +139,7 @@ func containerMessage(c *controllerv1.ContainerRun) string {
 	if c.GetError() != "" {
 		return c.GetError()
 	}
-	return strings.Join(c.GetNotes(), " ")
+	return strings.Join(c.GetNotes(), "; ")
 }
 
 // tally counts the containers of a run by state.

@@ -97,7 +97,7 @@ func writeStatus(s *session, r *controllerv1.GetStatusResponse) error {
 		fmt.Fprintf(s.out, "\nNot in the fleet file, but with a GPU:\n")
 		for _, c := range r.GetUnmanaged() {
 			fmt.Fprintf(s.out, "%s %s\n", s.paint.Text(output.Warn, fmt.Sprintf("%d:", c.GetCtid())),
-				output.Clean(fmt.Sprintf("%s on %s, %s, GPUs %s", c.GetHostname(), c.GetNode(), word(c.GetState()), gpus(c.GetConfigured()))))
+				output.Clean(fmt.Sprintf("%s on %s, %s, %s", c.GetHostname(), c.GetNode(), word(c.GetState()), gpuText(gpus(c.GetConfigured())))))
 		}
 	}
 	return nil
@@ -118,7 +118,8 @@ func writeDrift(s *session, r *controllerv1.GetStatusResponse) {
 			line(output.Warn, "not probed: "+c.GetProbeError())
 		}
 		for _, p := range c.GetProbe() {
-			if !asExpected(p) && p.GetMessage() != "" {
+			// While a restart is pending a probe only says so again, for each device.
+			if !asExpected(p) && p.GetMessage() != "" && !c.GetObserved().GetRestartPending() {
 				line(output.Bad, p.GetPath()+": "+p.GetMessage())
 			}
 		}

@@ -56,6 +56,18 @@ func gpus(p *typev1.Passthrough) string {
 	return strings.Join(s, ",")
 }
 
+// gpuText names GPUs that [gpus] has listed: "no GPU", "GPU 0", "GPUs 0,1".
+func gpuText(list string) string {
+	switch {
+	case list == "" || list == "none":
+		return "no GPU"
+	case strings.Contains(list, ","):
+		return "GPUs " + list
+	default:
+		return "GPU " + list
+	}
+}
+
 // utc shows a time to the second, in UTC as the logs have it; empty if there is none.
 func utc(t *timestamppb.Timestamp) string {
 	if t == nil {
