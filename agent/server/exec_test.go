@@ -172,7 +172,7 @@ func TestExecEndsThoughItsOutputIsNotRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"yes"}, Timeout: durationpb.New(300 * time.Millisecond)}))
+		send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"yes"}, Timeout: durationpb.New(2 * time.Second)}))
 		if _, err := stream.Recv(); err != nil { // started
 			t.Fatal(err)
 		}
