@@ -92,7 +92,12 @@ func (p *Process) started(all []process) []process {
 func (p *Process) end() {
 	leader := p.cmd.Process.Pid
 	members := members{leader: leader, sessions: map[int]bool{leader: true}}
-	told := map[int]bool{}
+	// Before the command is executed lxc-attach's child may drop a signal, so the command is told once more.
+	type telling struct {
+		pid     int
+		command bool
+	}
+	told := map[telling]bool{}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	over := time.After(p.grace)
@@ -100,14 +105,15 @@ wait:
 	for {
 		// Again and again, because lxc-attach may be about to start the command just now.
 		all := members.list()
-		if _, ok := p.command(all); ok {
+		_, executed := p.command(all)
+		if executed {
 			all = p.started(all)
 		}
 		for _, q := range all {
-			if told[q.pid] {
+			if told[telling{q.pid, executed}] {
 				continue
 			}
-			told[q.pid] = true
+			told[telling{q.pid, executed}] = true
 			if p.tty != nil {
 				q.signal(unix.SIGHUP) // interactive shells ignore SIGTERM
 			}
