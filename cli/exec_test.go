@@ -224,15 +224,21 @@ func newConsole(t *testing.T) *console {
 		t.Skipf("no pseudo-terminal here: %v", err)
 	}
 	c := &console{person: person, tty: tty, output: make(chan string, 1)}
-	if err := pty.Setsize(person, &pty.Winsize{Rows: 30, Cols: 100}); err != nil {
-		t.Fatal(err)
-	}
+	c.resize(t, 30, 100)
 	go func() {
 		b, _ := io.ReadAll(person) // ends with EIO when the other side is closed
 		c.output <- string(b)
 	}()
 	t.Cleanup(func() { tty.Close(); person.Close() })
 	return c
+}
+
+// resize makes the terminal so large.
+func (c *console) resize(t *testing.T, rows, columns uint16) {
+	t.Helper()
+	if err := pty.Setsize(c.person, &pty.Winsize{Rows: rows, Cols: columns}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // run runs phoenix-cli with all streams on the terminal, and returns what it wrote.

@@ -33,6 +33,42 @@ func TestLiveProgress(t *testing.T) {
 	golden(t, "live-apply-failed", screen(out))
 }
 
+// TestLiveProgressSizes looks at what is left on small terminals: the state of a container is seen on a narrow one, on a
+// low one those that move stand first, and one without room has the log.
+func TestLiveProgressSizes(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		rows, columns uint16
+		want          string // the lines before the notes
+	}{
+		{"narrow", 30, 40, "" +
+			"= 900  Copy-Ba…  nothing to do         …\n" +
+			"✔ 901  Copy-Cu…  succeeded         12.5…\n" +
+			"✘ 910  Copy-VL…  failed             1.0…\n"},
+		{"very narrow", 30, 20, "" +
+			"= 900  Cop…  nothin…\n" +
+			"✔ 901  Cop…  succee…\n" +
+			"✘ 910  Cop…  failed…\n"},
+		{"low", 4, 60, "" +
+			"✘ 910  Copy-VLLM     pve1  failed             1.0s  check d…\n" +
+			"✔ 901  Copy-Cuda12…  pve1  succeeded         12.5s  feature…\n" +
+			"… and 1 more\n"},
+		{"no room", 3, 100, "" +
+			"2026-11-23 15:00:00Z run 20261123T150000-1: 3 containers\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newConsole(t)
+			c.resize(t, test.rows, test.columns)
+			f := &fake{events: progressOf(controllerv1.RunState_RUN_STATE_FAILED)}
+			out, _ := c.run(t, f, func() time.Time { return now }, "apply")
+			shown := regexp.MustCompile(` +\n`).ReplaceAllString(screen(out), "\n")
+			if !strings.HasPrefix(shown, test.want) {
+				t.Errorf("on %d columns, %d rows:\n%s\nwant at first:\n%s", test.columns, test.rows, shown, test.want)
+			}
+		})
+	}
+}
+
 // screen returns what a terminal shows after out: it knows the few sequences that phoenix-cli writes.
 func screen(out string) string {
 	lines := []string{""}
