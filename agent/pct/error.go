@@ -58,8 +58,29 @@ func (e *Error) Error() string {
 	}
 	if last := lastLine(e.Output); last != "" {
 		fmt.Fprintf(&b, ": %q", last)
+		if startupText.MatchString(last) {
+			for _, line := range firstLines(e.Output) {
+				fmt.Fprintf(&b, "; %q", line)
+			}
+		}
 	}
 	return b.String()
+}
+
+// startupText is the last line of a start that LXC failed; LXC's own words, the cause first, stand above it.
+var startupText = regexp.MustCompile(`^startup for container '[0-9]+' failed$`)
+
+// firstLines returns the first lines with something on them but the last, at most three, 200 bytes of each.
+func firstLines(output string) []string {
+	var first []string
+	lines := strings.Split(strings.TrimSpace(output), "\n")
+	for _, line := range lines[:len(lines)-1] {
+		line = strings.TrimSpace(line)
+		if line != "" && len(first) < 3 {
+			first = append(first, line[:min(len(line), 200)])
+		}
+	}
+	return first
 }
 
 var lockFileText = regexp.MustCompile(`can't lock file '([^']*)'`)

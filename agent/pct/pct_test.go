@@ -128,7 +128,9 @@ func TestUnknownFailure(t *testing.T) {
 	if !ok || !strings.HasPrefix(e.Output, "run_buffer: 571 Script exited with status 2\n") {
 		t.Errorf("output %+v", e)
 	}
-	if want := `pct start 109: exit status 255: "startup for container '109' failed"`; err.Error() != want {
+	if want := `pct start 109: exit status 255: "startup for container '109' failed"; ` +
+		`"run_buffer: 571 Script exited with status 2"; "lxc_init: 845 Failed to initialize container \"109\""; ` +
+		`"__lxc_start: 2034 Failed to initialize container \"109\""`; err.Error() != want {
 		t.Errorf("error %s\nwant  %s", err, want)
 	}
 }
