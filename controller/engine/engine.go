@@ -283,7 +283,7 @@ func warnings(findings []fleet.Finding, p *plan.Plan) []string {
 // options checks a request and fills in its defaults.
 func options(req Request) (store.Options, error) {
 	o := store.Options{
-		CTIDs: slices.Clone(req.CTIDs), Start: req.Start, Verify: req.Verify,
+		CTIDs: slices.Compact(slices.Sorted(slices.Values(req.CTIDs))), Start: req.Start, Verify: req.Verify,
 		RestartTimeout: req.RestartTimeout, ParallelPerNode: req.ParallelPerNode,
 	}
 	switch {

@@ -103,9 +103,21 @@ func (a API) fleet() (*fleet.Fleet, error) {
 	return f, nil
 }
 
-func checkCTID(ctid int32) error {
+func checkCTID(ctid int32) error { return checkCTIDField("ctid", ctid) }
+
+// checkCTIDs checks a choice of containers.
+func checkCTIDs(ctids []int32) error {
+	for _, ctid := range ctids {
+		if err := checkCTIDField("ctids", ctid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkCTIDField(field string, ctid int32) error {
 	if ctid < 100 || ctid > 999_999_999 {
-		return &FieldError{Field: "ctid", Message: fmt.Sprintf("%d is no CTID: they are 100 to 999999999", ctid)}
+		return &FieldError{Field: field, Message: fmt.Sprintf("%d is no CTID: they are 100 to 999999999", ctid)}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -20,6 +21,9 @@ type fleetService struct {
 }
 
 func (s *fleetService) ValidateFleet(_ context.Context, req *controllerv1.ValidateFleetRequest) (*controllerv1.ValidateFleetResponse, error) {
+	if n := len(req.GetName()); n > maxNameBytes {
+		return nil, &FieldError{Field: "name", Message: fmt.Sprintf("%d bytes; a name has at most %d", n, maxNameBytes)}
+	}
 	var f *fleet.Fleet
 	var findings []fleet.Finding
 	switch content := req.GetContent(); {
@@ -56,6 +60,9 @@ func (s *fleetService) GetFleet(context.Context, *controllerv1.GetFleetRequest) 
 }
 
 func (s *fleetService) GetStatus(ctx context.Context, req *controllerv1.GetStatusRequest) (*controllerv1.GetStatusResponse, error) {
+	if err := checkCTIDs(req.GetCtids()); err != nil {
+		return nil, err
+	}
 	f, err := s.fleet()
 	if err != nil {
 		return nil, err

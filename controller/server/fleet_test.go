@@ -122,6 +122,13 @@ func TestFleetErrors(t *testing.T) {
 	wantReason(t, "Plan", err, codes.NotFound, errorv1.Reason_REASON_NOT_IN_FLEET, metadata)
 }
 
+// The name stands in every finding.
+func TestValidateLongName(t *testing.T) {
+	c := start(t, "")
+	_, err := c.Fleet.ValidateFleet(t.Context(), &controllerv1.ValidateFleetRequest{Name: strings.Repeat("n", 4097), Content: []byte("{")})
+	wantReason(t, "ValidateFleet", err, codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD, map[string]string{"field": "name"})
+}
+
 // A judgement is what GetStatus says about a container, as text.
 type judgement struct {
 	State string

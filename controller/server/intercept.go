@@ -20,6 +20,7 @@ import (
 
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 
+	"phoenix.internal/controller/engine"
 	"phoenix.internal/controller/pki"
 )
 
@@ -42,6 +43,8 @@ func callerOf(ctx context.Context) caller {
 type guard struct {
 	log *slog.Logger
 	who string // of callers without a certificate; only in the CLI's own process
+	// stopping is done when the server stops.
+	stopping context.Context
 }
 
 func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
@@ -49,11 +52,12 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 		if err := checkSize(info.FullMethod, req); err != nil {
 			return err
 		}
+		timeout := maxUnaryTimeout
 		if _, ok := ctx.Deadline(); !ok {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, unaryTimeout)
-			defer cancel()
+			timeout = unaryTimeout
 		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
 		if resp, err = h(ctx, req); err != nil {
 			return err
 		}
@@ -64,8 +68,34 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 
 func (g guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 	return g.around(s.Context(), info.FullMethod, func(ctx context.Context) error {
+		if strings.HasPrefix(info.FullMethod, grpcOwn) {
+			return g.untilStop(ctx, func(ctx context.Context) error {
+				return h(srv, &guardedStream{ServerStream: s, ctx: ctx, method: info.FullMethod})
+			})
+		}
 		return h(srv, &guardedStream{ServerStream: s, ctx: ctx, method: info.FullMethod})
 	})
+}
+
+// grpcOwn begins the methods for health checks and reflection.
+const grpcOwn = "/grpc."
+
+// untilStop ends a watch over the health soon after it could tell that the server stops, which it would hold up.
+func (g guard) untilStop(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.stopping, func() {
+		select {
+		case <-time.After(lastWord):
+			cancel()
+		case <-ctx.Done():
+		}
+	})()
+	err := call(ctx)
+	if err != nil && g.stopping.Err() != nil {
+		return engine.ErrClosed
+	}
+	return err
 }
 
 type guardedStream struct {
@@ -134,7 +164,7 @@ func (g guard) line(ctx context.Context, method string, c caller, took time.Dura
 		level = slog.LevelError
 	case code == codes.Unavailable || code == codes.ResourceExhausted || code == codes.DeadlineExceeded:
 		level = slog.LevelWarn
-	case strings.HasPrefix(method, "/grpc."): // health checks and reflection, asked often
+	case strings.HasPrefix(method, grpcOwn): // asked often
 		level = slog.LevelDebug
 	}
 	attrs := []slog.Attr{

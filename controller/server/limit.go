@@ -25,9 +25,12 @@ const (
 	maxSendBytes             = 4 << 20
 	maxReceiveBytes          = 4 << 20
 	maxFleetBytes            = 8 << 20 // of ValidateFleet's content
+	maxNameBytes             = 4096    // of its name, which stands in every finding
 	streamWindow             = 128 << 10
 	connectionWindow         = 4 << 20
 	unaryTimeout             = 2 * time.Minute // of a call that comes without a deadline
+	maxUnaryTimeout          = time.Hour       // of any other
+	lastWord                 = 200 * time.Millisecond
 	restartStreamTimeout     = 25 * time.Minute
 )
 

@@ -25,6 +25,9 @@ type runService struct {
 }
 
 func (s *runService) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
+	if err := checkCTIDs(req.GetCtids()); err != nil {
+		return nil, err
+	}
 	planned, err := s.Engine.Plan(ctx, engine.Request{CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify()})
 	if err != nil {
 		return nil, err
@@ -103,6 +106,9 @@ func fit(p *controllerv1.Plan) {
 
 func (s *runService) Apply(req *controllerv1.ApplyRequest, stream controllerv1.RunService_ApplyServer) error {
 	ctx := stream.Context()
+	if err := checkCTIDs(req.GetCtids()); err != nil {
+		return err
+	}
 	r := engine.Request{
 		CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify(),
 		ParallelPerNode: int(req.GetParallelPerNode()), Who: callerOf(ctx).who,
@@ -218,10 +224,16 @@ func (s *runService) CancelRun(_ context.Context, req *controllerv1.CancelRunReq
 	return &controllerv1.CancelRunResponse{}, nil
 }
 
-// checkRun refuses the empty prefix, which every run has.
+// maxRunID is more than any ID has.
+const maxRunID = 64
+
+// checkRun refuses the empty prefix, which every run has, and what would come back in the error.
 func checkRun(id string) error {
-	if id == "" {
+	switch {
+	case id == "":
 		return &FieldError{Field: "run", Message: "missing; the ID of a run, or its beginning"}
+	case len(id) > maxRunID:
+		return &FieldError{Field: "run", Message: fmt.Sprintf("%d bytes are no ID of a run; `phoenix-cli runs` lists them", len(id))}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -306,12 +307,21 @@ func TestRunErrors(t *testing.T) {
 	for _, d := range []*durationpb.Duration{{Seconds: -1}, {Seconds: 601}, {Seconds: 1, Nanos: -1}} {
 		invalid("apply with "+d.String(), apply(&controllerv1.ApplyRequest{RestartTimeout: d}), "restart_timeout")
 	}
+	for _, ctids := range [][]int32{{99}, {901, -1}, {901, 1_000_000_000}} {
+		what := fmt.Sprint(ctids)
+		invalid("apply "+what, apply(&controllerv1.ApplyRequest{Ctids: ctids}), "ctids")
+		_, err := f.Runs.Plan(t.Context(), &controllerv1.PlanRequest{Ctids: ctids})
+		invalid("plan "+what, err, "ctids")
+		_, err = f.Fleet.GetStatus(t.Context(), &controllerv1.GetStatusRequest{Ctids: ctids})
+		invalid("status "+what, err, "ctids")
+	}
 	for _, limit := range []int32{-1, 1001} {
 		_, err := f.Runs.ListRuns(t.Context(), &controllerv1.ListRunsRequest{Limit: limit})
 		invalid("list", err, "limit")
 	}
 	for run, want := range map[string]func(string, error){
-		"": func(what string, err error) { t.Helper(); invalid(what, err, "run") },
+		"":                         func(what string, err error) { t.Helper(); invalid(what, err, "run") },
+		strings.Repeat("2", 1<<20): func(what string, err error) { t.Helper(); invalid(what[:20], err, "run") },
 		"x": func(what string, err error) {
 			t.Helper()
 			wantReason(t, what, err, codes.NotFound, errorv1.Reason_REASON_RUN_NOT_FOUND, map[string]string{"run": "x"})

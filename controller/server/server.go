@@ -24,9 +24,7 @@ import (
 type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
-	// stopping ends the streams that only watch, when the server stops.
-	stopping context.Context
-	stop     context.CancelFunc
+	stop   context.CancelFunc // ends the streams that only watch
 }
 
 // New returns a server for the network: every caller needs a certificate that settings accept, and is known by the
@@ -46,7 +44,8 @@ func newServer(api API, who string, options ...grpc.ServerOption) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	g := guard{log: log, who: who}
+	stopping, stop := context.WithCancel(context.Background())
+	g := guard{log: log, who: who, stopping: stopping}
 	options = append(options,
 		grpc.UnaryInterceptor(g.unary),
 		grpc.StreamInterceptor(g.stream),
@@ -67,11 +66,10 @@ func newServer(api API, who string, options ...grpc.ServerOption) *Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	)
-	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer()}
-	s.stopping, s.stop = context.WithCancel(context.Background())
+	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer(), stop: stop}
 
 	controllerv1.RegisterFleetServiceServer(s.grpc, &fleetService{API: api})
-	controllerv1.RegisterRunServiceServer(s.grpc, &runService{API: api, stopping: s.stopping})
+	controllerv1.RegisterRunServiceServer(s.grpc, &runService{API: api, stopping: stopping})
 	controllerv1.RegisterNodeServiceServer(s.grpc, &nodeService{API: api})
 	controllerv1.RegisterContainerServiceServer(s.grpc, &containerService{API: api})
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)

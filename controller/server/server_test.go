@@ -154,6 +154,41 @@ func TestHealthWhileStopping(t *testing.T) {
 	}
 }
 
+// A watcher of the health hears that the server stops, and does not hold it up.
+func TestStopWithHealthWatcher(t *testing.T) {
+	ca := pkitest.NewCA(t, "test CA")
+	own := load(t, ca.Issue(t, pkitest.Leaf{Name: client.ServerName}), pki.Serve, pki.Call)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- server.New(server.API{}, own.Server()).Serve(ctx, l, time.Minute) }()
+	conn, err := client.Dial(l.Addr().String(), own.Client(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	watch, err := grpc_health_v1.NewHealthClient(conn).Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	resp, err := watch.Recv()
+	if err != nil || resp.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("got %v, %v; want NOT_SERVING", resp, err)
+	}
+	_, err = watch.Recv()
+	wantReason(t, "the end", err, codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, nil)
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
 // Both versions have the same messages; grpcurl still speaks the older one where a server has it.
 func TestReflection(t *testing.T) {
 	f := start(t, "")

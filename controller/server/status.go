@@ -144,7 +144,11 @@ func withReason(code codes.Code, r errorv1.Reason, err error, keysAndValues ...s
 }
 
 func withMetadata(code codes.Code, r errorv1.Reason, err error, metadata map[string]string) error {
-	s, detailErr := status.New(code, strings.ToValidUTF8(err.Error(), "\uFFFD")).WithDetails(&errdetails.ErrorInfo{
+	metadata = maps.Clone(metadata)
+	for key, value := range metadata {
+		metadata[key] = bounded(value, maxValueInStatus)
+	}
+	s, detailErr := status.New(code, bounded(err.Error(), maxTextInStatus)).WithDetails(&errdetails.ErrorInfo{
 		Reason: node.ReasonName(r), Domain: domain, Metadata: metadata,
 	})
 	if detailErr != nil { // only if a value is not UTF-8
@@ -153,8 +157,20 @@ func withMetadata(code codes.Code, r errorv1.Reason, err error, metadata map[str
 	return s.Err()
 }
 
-// maxFindingsInStatus keeps a status, which travels as a header, short.
-const maxFindingsInStatus = 20
+// These keep a status, which travels as a header, short.
+const (
+	maxFindingsInStatus = 20
+	maxTextInStatus     = 8 << 10
+	maxValueInStatus    = 1 << 10
+)
+
+// bounded returns the beginning of a text, in UTF-8.
+func bounded(text string, most int) string {
+	if len(text) > most {
+		return strings.ToValidUTF8(text[:most], "") + " ..."
+	}
+	return strings.ToValidUTF8(text, "\uFFFD")
+}
 
 func shortened(e *engine.FleetError) error {
 	more := len(e.Findings) - maxFindingsInStatus

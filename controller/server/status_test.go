@@ -106,7 +106,13 @@ var statusTests = []struct {
 	{
 		"several runs", &store.AmbiguousError{Prefix: "r", IDs: []string{"r1", "r2"}},
 		codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD, map[string]string{"field": "run", "prefix": "r", "runs": "r1,r2"},
-		`"r" is the beginning of several run IDs: r1, r2`,
+		`"r" is the beginning of several run IDs: r1, r2; give more of it`,
+	},
+	{
+		"very many runs", &store.AmbiguousError{Prefix: "r", IDs: []string{"r1", "r2", "r3", "r4", "r5", "r6", "r7"}},
+		codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD,
+		map[string]string{"field": "run", "prefix": "r", "runs": "r1,r2,r3,r4,r5,r6,r7"},
+		`"r" is the beginning of several run IDs: r3, r4, r5, r6, r7 and 2 older ones; give more of it`,
 	},
 	{
 		"engine's field", &engine.RequestError{Field: "parallel_per_node", Message: "too many"},
@@ -157,6 +163,16 @@ var statusTests = []struct {
 		"anything else", errors.New("secret /etc/shadow"),
 		codes.Internal, errorv1.Reason_REASON_INTERNAL, map[string]string{"request_id": "id1"},
 		"a defect of Phoenix; the controller's log has the details under request_id id1",
+	},
+	{
+		"text that no header takes", &server.FieldError{Field: "run", Message: strings.Repeat("x", 1<<20)},
+		codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD, map[string]string{"field": "run"},
+		"run: " + strings.Repeat("x", 8<<10-len("run: ")) + " ...",
+	},
+	{
+		"value that no header takes", &engine.NotInFleetError{CTID: 999, Path: strings.Repeat("p", 2000)},
+		codes.NotFound, errorv1.Reason_REASON_NOT_IN_FLEET, map[string]string{"ctid": "999", "path": strings.Repeat("p", 1<<10) + " ..."},
+		"CTID 999 is not in " + strings.Repeat("p", 2000) + "; add it there, or leave it out",
 	},
 	{
 		"text that is not UTF-8", &server.FieldError{Field: "run", Message: "\xff"},

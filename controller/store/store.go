@@ -48,7 +48,12 @@ type AmbiguousError struct {
 }
 
 func (e *AmbiguousError) Error() string {
-	return fmt.Sprintf("%q is the beginning of several run IDs: %s", e.Prefix, strings.Join(e.IDs, ", "))
+	const shown = 5 // the newest
+	ids, more := e.IDs, ""
+	if n := len(ids) - shown; n > 0 {
+		ids, more = ids[n:], fmt.Sprintf(" and %d older ones", n)
+	}
+	return fmt.Sprintf("%q is the beginning of several run IDs: %s%s; give more of it", e.Prefix, strings.Join(ids, ", "), more)
 }
 
 // A Run is one execution of a plan.
