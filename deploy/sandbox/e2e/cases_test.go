@@ -101,7 +101,7 @@ func TestStopped(t *testing.T) {
 	n.Add(901, conf(901))
 	w.setFleet(`"901": {"gpu_assignment": "1"}`)
 
-	if out := w.cli("apply"); !strings.Contains(out, "901: note: ") || !strings.Contains(out, "--start") {
+	if out := w.cli("apply"); !strings.Contains(out, "note: it is stopped") || !strings.Contains(out, "--start") {
 		t.Errorf("no note says that the container is stopped, and how to start it:\n%s", out)
 	}
 	if got, want := n.Conf(901), conf(901, scripted(n, 1)...); got != want {

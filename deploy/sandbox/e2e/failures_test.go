@@ -244,7 +244,7 @@ while :; do sleep 86400 & wait $!; done
 	w.setFleet(`"901": {"gpu_assignment": "0", "features": ["installer"]}`)
 
 	apply := w.start("apply")
-	apply.await("verify devices running: waiting: /dev/nvidia-uvm: wrong number")
+	apply.await("verify devices: waiting: /dev/nvidia-uvm: wrong number")
 	if _, _, code := n.Attach(901, "test -e /root/installer"); code == 0 {
 		t.Error("the script ran before the devices were there")
 	}

@@ -46,9 +46,9 @@ func killAgent(t *testing.T, withPct bool) {
 		{"restart intended", k.recorded("restart")},
 		{"shutting down", k.pct("shutdown 901")},
 		{"starting", k.pct("start 901")},
-		{"restarted", k.says("901 on pve1: restart succeeded")},
-		{"verifying the third", k.says("903 on pve1: verify devices running")},
-		{"restarting the fourth", k.says("904 on pve1: restart running")},
+		{"restarted", k.says("901 on pve1: restart: done")},
+		{"verifying the third", k.says("903 on pve1: verify devices: begun")},
+		{"restarting the fourth", k.says("904 on pve1: restart: begun")},
 	}
 	if withPct {
 		moments = moments[4:7]
@@ -86,12 +86,12 @@ func killController(t *testing.T) {
 	for _, m := range []moment{
 		{"at once", k.now},
 		{"planned", k.says("4 containers")},
-		{"patching", k.says("901 on pve1: patch conf running")},
+		{"patching", k.says("901 on pve1: patch conf: begun")},
 		{"conf written", k.confWritten},
-		{"restarting", k.says("901 on pve1: restart running")},
+		{"restarting", k.says("901 on pve1: restart: begun")},
 		{"starting", k.pct("start 901")},
-		{"verifying", k.says("901 on pve1: verify devices running")},
-		{"restarting the fourth", k.says("904 on pve1: restart running")},
+		{"verifying", k.says("901 on pve1: verify devices: begun")},
+		{"restarting the fourth", k.says("904 on pve1: restart: begun")},
 	} {
 		k.round(m.name, func() {
 			apply := k.apply(m)
@@ -109,7 +109,7 @@ func killCLI(t *testing.T) {
 	k.w.StartController()
 	for _, m := range []moment{
 		{"at once", k.now},
-		{"patching", k.says("901 on pve1: patch conf running")},
+		{"patching", k.says("901 on pve1: patch conf: begun")},
 		{"starting", k.pct("start 901")},
 	} {
 		k.round(m.name, func() {
@@ -125,13 +125,13 @@ func killLocalCLI(t *testing.T) {
 	k.flags = k.w.local()
 	for _, m := range []moment{
 		{"at once", k.now},
-		{"patching", k.says("901 on pve1: patch conf running")},
+		{"patching", k.says("901 on pve1: patch conf: begun")},
 		{"conf written", k.confWritten},
-		{"restarting", k.says("901 on pve1: restart running")},
+		{"restarting", k.says("901 on pve1: restart: begun")},
 		{"shutting down", k.pct("shutdown 901")},
 		{"starting", k.pct("start 901")},
-		{"verifying", k.says("902 on pve1: verify devices running")},
-		{"restarting the fourth", k.says("904 on pve1: restart running")},
+		{"verifying", k.says("902 on pve1: verify devices: begun")},
+		{"restarting the fourth", k.says("904 on pve1: restart: begun")},
 	} {
 		k.round(m.name, func() {
 			k.apply(m).kill()
