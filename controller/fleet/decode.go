@@ -266,7 +266,7 @@ func quote(s string) string {
 		return strconv.Quote(s)
 	}
 	cut := most
-	for !utf8.RuneStart(s[cut]) {
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
 		cut--
 	}
 	return strconv.Quote(s[:cut]) + "..."
