@@ -60,7 +60,7 @@ breaking:
 
 # After a release: what proto/ says now is the contract that must not break.
 baseline:
-	$(TOOL) buf build -o proto/baseline.binpb
+	$(TOOL) buf build --exclude-source-info -o proto/baseline.binpb
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz:
