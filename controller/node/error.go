@@ -160,6 +160,7 @@ func advice(n *Node, text string) string {
 
 func (n *Node) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
 	invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	n.tryAgain(ctx)
 	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
 		return n.wrap(err)
 	}
@@ -193,6 +194,7 @@ func (n *Node) checkName(reply any) error {
 
 func (n *Node) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
 	open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	n.tryAgain(ctx)
 	s, err := open(ctx, desc, conn, method, opts...)
 	if err != nil {
 		return nil, n.wrap(err)

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
@@ -98,6 +99,25 @@ func dial(c Config, conf *tls.Config) (*Node, error) {
 	}
 	n.conn = conn
 	return n, nil
+}
+
+// comeback is how long a call waits for a connection that has failed before: an agent that has come back takes some
+// milliseconds to answer.
+const comeback = 150 * time.Millisecond
+
+// tryAgain connects again at once where an earlier failure would have calls fail until the next attempt is due.
+func (n *Node) tryAgain(ctx context.Context) {
+	if n.conn.GetState() != connectivity.TransientFailure {
+		return
+	}
+	n.conn.ResetConnectBackoff()
+	ctx, cancel := context.WithTimeout(ctx, comeback)
+	defer cancel()
+	for state := connectivity.TransientFailure; state != connectivity.Ready; state = n.conn.GetState() {
+		if !n.conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
 }
 
 // Close ends all connections.

@@ -530,26 +530,22 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// An agent that comes back is reached again within seconds, without dialling anew.
+// An agent that comes back is reached again at once, however long it was away: no call waits for gRPC's back-off.
 func TestReconnect(t *testing.T) {
 	ca := pkitest.NewCA(t, "test")
 	address := refused(t)
 	f := dial(t, ca, node.Config{Name: "pve1", Address: address})
-	if err := f.Observe(t.Context()).Nodes[0].Err; node.ReasonOf(err) != node.Unreachable {
-		t.Fatalf("Observe = %v, want one that is Unreachable", err)
+	for range 6 { // so that the next attempt would be due in a second or two
+		if err := f.Observe(t.Context()).Nodes[0].Err; node.ReasonOf(err) != node.Unreachable {
+			t.Fatalf("Observe = %v, want one that is Unreachable", err)
+		}
 	}
 	(&agent{}).serveOn(t, ca, "pve1", listen(t, address))
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	for {
-		err := f.Observe(ctx).Nodes[0].Err
-		if err == nil {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("not reached again: %v", err)
-		case <-time.After(20 * time.Millisecond):
-		}
+	err := f.Observe(t.Context()).Nodes[0].Err
+	if err != nil { // the handshake may be slow on a busy machine; the next call finds it done
+		err = f.Observe(t.Context()).Nodes[0].Err
+	}
+	if err != nil {
+		t.Errorf("not reached again: %v", err)
 	}
 }
