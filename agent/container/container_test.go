@@ -12,6 +12,7 @@ import (
 	"phoenix.internal/agent/agenttest"
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pct"
@@ -371,6 +372,19 @@ func TestRestart(t *testing.T) {
 		_, err := n.Manager.Restart(t.Context(), 901, container.RestartOptions{}, silent)
 		if _, ok := errors.AsType[*confstore.LockedError](err); !ok {
 			t.Errorf("got %v, want a LockedError", err)
+		}
+		if get(t, n).Running.State != lxcmon.Running {
+			t.Error("the container was stopped although it cannot start again")
+		}
+	})
+	t.Run("not with a devN that could not start again", func(t *testing.T) {
+		n := newNode(t)
+		n.PutConf(901, plain)
+		start(t, n)
+		n.PutConf(901, "dev8: /dev/nope,mode=0666\n"+plain)
+		_, err := n.Manager.Restart(t.Context(), 901, container.RestartOptions{}, silent)
+		if missing, ok := errors.AsType[*gpu.NodeError](err); !ok || missing.Path != "/dev/nope" {
+			t.Errorf("got %v, want a NodeError of /dev/nope", err)
 		}
 		if get(t, n).Running.State != lxcmon.Running {
 			t.Error("the container was stopped although it cannot start again")

@@ -2,13 +2,20 @@ package container
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/pct"
 	"phoenix.internal/agent/pveconf"
@@ -100,7 +107,7 @@ const (
 // of each phase as it begins. If the container does not come up and its conf is one that we wrote since it last ran, the
 // old conf is put back and the container started with that: the error is then a [*RolledBackError], otherwise a
 // [*StartError]. Other errors left the container as it was: confstore.ErrNotFound, [ErrTemplate],
-// [*confstore.LockedError], confstore.ErrNoQuorum, [*InstanceError], pct.ErrStopTimeout, [*pct.Error].
+// [*confstore.LockedError], confstore.ErrNoQuorum, [*gpu.NodeError], [*InstanceError], pct.ErrStopTimeout, [*pct.Error].
 func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, progress func(Phase, string)) (Container, error) {
 	progress(Waiting, "")
 	unlock, err := m.locks.Lock(ctx, ctid)
@@ -166,6 +173,9 @@ func (m *Manager) mayRestart(ctx context.Context, ctid int32, instance string) (
 	if lock := lockOf(conf); lock != "" {
 		return Running{}, &confstore.LockedError{CTID: ctid, Lock: lock}
 	}
+	if err := m.devicesExist(conf); err != nil {
+		return Running{}, err
+	}
 	running, err := m.Runtime.Observe(ctx, ctid, nil)
 	if err != nil {
 		return Running{}, err
@@ -175,6 +185,28 @@ func (m *Manager) mayRestart(ctx context.Context, ctid int32, instance string) (
 	}
 	return running, nil
 }
+
+// devicesExist checks that the node has the device of each devN: without one Proxmox refuses to start the container
+// (LXC.pm, update_lxc_config). The error is a [*gpu.NodeError].
+func (m *Manager) devicesExist(conf *pveconf.File) error {
+	for _, e := range conf.Properties() {
+		if !devKey.MatchString(e.Key) {
+			continue
+		}
+		d, err := pveconf.ParseDevice(e.Value)
+		if err != nil {
+			continue // Proxmox itself says what is wrong with it
+		}
+		path := filepath.Join(cmp.Or(m.GPUs.Dev, "/dev"), strings.TrimPrefix(d.Path, "/dev"))
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return &gpu.NodeError{Path: d.Path, Err: fmt.Errorf(
+				"the node does not have it, and with %s in its conf the container could not start again; correct or remove that line", e.Key)}
+		}
+	}
+	return nil
+}
+
+var devKey = regexp.MustCompile(`^dev[0-9]+$`)
 
 // stop returns when the container is stopped and Proxmox has rewritten its conf.
 func (m *Manager) stop(ctx context.Context, ctid int32, instance string, opts RestartOptions, progress func(Phase, string)) error {

@@ -412,7 +412,8 @@ type ContainerServiceClient interface {
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_IS_TEMPLATE, CONTAINER_LOCKED, NO_QUORUM,
 	// CONF_FS_UNAVAILABLE, CONF_LOCK_TIMEOUT, INSTANCE_CHANGED, STOP_TIMEOUT, START_FAILED,
-	// START_ROLLED_BACK, PCT_FAILED or STATE_UNAVAILABLE.
+	// START_ROLLED_BACK, PCT_FAILED, STATE_UNAVAILABLE or, before anything is stopped, DEVICE_NODE_MISSING: a devN
+	// whose device the node does not have would keep it from starting again.
 	Restart(ctx context.Context, in *RestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RestartResponse], error)
 	// Probe opens every NVIDIA device of the node, assigned or not, from inside the container: in its
 	// namespaces and its cgroup, as its root. It needs no program of the container's.
@@ -569,7 +570,8 @@ type ContainerServiceServer interface {
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_IS_TEMPLATE, CONTAINER_LOCKED, NO_QUORUM,
 	// CONF_FS_UNAVAILABLE, CONF_LOCK_TIMEOUT, INSTANCE_CHANGED, STOP_TIMEOUT, START_FAILED,
-	// START_ROLLED_BACK, PCT_FAILED or STATE_UNAVAILABLE.
+	// START_ROLLED_BACK, PCT_FAILED, STATE_UNAVAILABLE or, before anything is stopped, DEVICE_NODE_MISSING: a devN
+	// whose device the node does not have would keep it from starting again.
 	Restart(*RestartRequest, grpc.ServerStreamingServer[RestartResponse]) error
 	// Probe opens every NVIDIA device of the node, assigned or not, from inside the container: in its
 	// namespaces and its cgroup, as its root. It needs no program of the container's.
