@@ -23,11 +23,10 @@ func TestSample(t *testing.T) {
 		TLS: pki.Files{
 			CertFile: "/etc/phoenix/tls/controller.pem", KeyFile: "/etc/phoenix/tls/controller-key.pem", CAFile: "/etc/phoenix/tls/ca.pem",
 		},
-		Nodes:       []controller.Node{{Name: "pve1", Address: "192.0.2.11:7461"}, {Name: "pve2", Address: "192.0.2.12:7461"}},
-		FleetFile:   "/etc/phoenix/phoenix_lxc_configs.json",
-		FeaturesDir: "/etc/phoenix/features",
-		StateDir:    "/var/lib/phoenix-controller",
-		Log:         controller.LogConfig{Level: "info", Format: "text"},
+		Nodes:     []controller.Node{{Name: "pve1", Address: "192.0.2.11:7461"}, {Name: "pve2", Address: "192.0.2.12:7461"}},
+		FleetFile: "/etc/phoenix/phoenix_lxc_configs.json",
+		StateDir:  "/var/lib/phoenix-controller",
+		Log:       controller.LogConfig{Level: "info", Format: "text"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
