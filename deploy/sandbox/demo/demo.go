@@ -37,6 +37,13 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	d := &demo{Options: o}
+	// Before anything is taken down: a mistake in the file is told with its line, and costs nothing.
+	if err := d.validate(ctx); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.Dir); err == nil {
+		d.say("taking down the sandbox that is up in %s", o.Dir)
+	}
 	if _, err := sandbox.Down(ctx, o.Dir, io.Discard); err != nil {
 		return err
 	}
@@ -50,10 +57,34 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if err := d.run(ctx); err != nil {
 		d.showLogs()
-		return err
+		return fmt.Errorf("%w\nThe sandbox stays up for you to look at; `make demo-down` takes it down", err)
 	}
 	d.say("all is well. It stays up: try %s plan, containers, exec; `make demo-down` takes it down", d.program("phoenix-cli"))
+	d.warnOfOwnConfig()
 	return nil
+}
+
+// validate checks the fleet file as a person would.
+func (d *demo) validate(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, d.program("phoenix-cli"), "--config", os.DevNull, "validate", d.Fleet)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fleet file %s: %w\n%s", d.Fleet, err, out)
+	}
+	return nil
+}
+
+// warnOfOwnConfig tells that phoenix-cli will take the person's own settings before the demo's.
+func (d *demo) warnOfOwnConfig() {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return
+	}
+	own := filepath.Join(dir, "phoenix", "cli.yaml")
+	if _, err := os.Stat(own); err == nil {
+		fmt.Fprintf(d.Out, "You have settings of your own in %s, which come first: use phoenix-cli --config %s here.\n",
+			own, d.sandbox.CLIConfigPath())
+	}
 }
 
 type demo struct {
