@@ -152,7 +152,8 @@ GPU Excluded:	 No
 `, g.Model, g.UUID, g.PCI, g.Minor)
 }
 
-// smiScript answers --query-gpu for the fields that there is something to say about, and -L.
+// smiScript answers --query-gpu for the fields that there is something to say about, and -L, which is also what it says
+// without arguments.
 func (n *Node) smiScript() string {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\n# The sandbox's stand-in for nvidia-smi: it knows --query-gpu=... --format=csv[,noheader][,nounits] and -L.\n")
@@ -167,7 +168,7 @@ func (n *Node) smiScript() string {
 		"index) v=$1 ;; uuid|gpu_uuid) v=$2 ;; pci.bus_id|gpu_bus_id) v=$3 ;; name|gpu_name) v=$4 ;;\n" +
 		"memory.total) v=$5; [ -z \"$units\" ] || v=\"$5 MiB\" ;; driver_version) v=" + n.Driver + " ;;\n" +
 		"*) v='[N/A]' ;; esac; out=\"$out${out:+, }$v\"; done; echo \"$out\"; }\n")
-	b.WriteString("[ -n \"$fields$list\" ] || { echo \"the sandbox's nvidia-smi needs --query-gpu or -L\" >&2; exit 2; }\n")
+	b.WriteString("[ -n \"$fields\" ] || list=1\n")
 	b.WriteString("[ -n \"$list\" ] || [ -z \"$header\" ] || echo \"$fields\" | sed 's/,/, /g'\n")
 	for i, gpu := range n.GPUs {
 		fmt.Fprintf(&b, "gpu %d %s %s '%s' %d\n", i, gpu.UUID, "0000"+strings.ToUpper(gpu.PCI), gpu.Model, gpu.MemoryMiB)
