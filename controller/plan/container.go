@@ -123,19 +123,30 @@ var told = map[string]bool{
 // mendable tells whether setting the passthrough anew mends a problem: the agent then has no advice for a person.
 func mendable(p observed.Problem) bool { return p.Advice == "" && !told[p.Kind] }
 
-// inEffect tells whether the running container probably has a problem of its conf too. Whether it really needs the
-// restart is seen once the conf is mended. A rule alone gives nothing to an unprivileged container, which cannot make
-// device nodes; duplicates do no harm; and nothing runs with a conflict.
+// inEffect tells whether the running container has a problem of its conf too. A rule alone gives nothing to an
+// unprivileged container, which cannot make device nodes; a privileged one has it unless the conf has changed since it
+// was started. Duplicates do no harm, and nothing runs with a conflict.
 func (s *sequence) inEffect(p observed.Problem) bool {
 	switch p.Kind {
-	case "wrong_major", "control_device_not_given", "rule_missing":
-		return true
-	case "device_gone": // its node may come back in the check of the devices
-		return len(s.desired.GPUs) > 0
+	case "wrong_major", "control_device_not_given", "rule_missing", "device_gone":
+		return !s.hasDesired()
 	case "wildcard_rule", "mount_missing":
-		return !s.found.Unprivileged
+		return !s.found.Unprivileged && !s.found.RestartPending
 	}
 	return false
+}
+
+// shared are the devices that every assignment gives besides those of the GPUs themselves.
+var shared = []string{"/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl"}
+
+// hasDesired tells whether the running container has just the devices that the assignment gives.
+func (s *sequence) hasDesired() bool {
+	e := s.found.Effective
+	if len(s.desired.GPUs) == 0 {
+		return len(e.Devices) == 0
+	}
+	missing := func(path string) bool { return !slices.Contains(e.Devices, path) }
+	return equal(e.GPUs, s.desired.GPUs) && len(e.Devices) == len(s.desired.GPUs)+len(shared) && !slices.ContainsFunc(shared, missing)
 }
 
 // patchReasons says in what the conf differs from the assignment.
@@ -199,8 +210,8 @@ func (s *sequence) restartReason(patched bool) string {
 			return "the running container has it too: " + at(p)
 		}
 	}
-	// Where the GPUs differ the patch makes the conf what runs already, so that nothing is pending any more.
-	if s.found.RestartPending && equal(e.GPUs, configured.GPUs) {
+	// A patch may make the conf what runs already, so that nothing is pending any more.
+	if s.found.RestartPending && !(patched && s.hasDesired()) {
 		return "the conf has changed since it was started: restart pending"
 	}
 	return ""

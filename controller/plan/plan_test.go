@@ -84,6 +84,12 @@ func with(c observed.Container, change func(*observed.Container)) observed.Conta
 	return c
 }
 
+// withIn returns n after a change of its container.
+func withIn(n observed.Node, change func(*observed.Container)) observed.Node {
+	change(&n.Containers[0])
+	return n
+}
+
 // text writes the plan of one container as a person would: its steps, errors and notes, one a line.
 func text(c plan.Container) []string {
 	var lines []string
@@ -306,6 +312,12 @@ func TestProblems(t *testing.T) {
 			c.Problems = []observed.Problem{{Kind: kind, Message: message, Line: line, Advice: advice}}
 		}))
 	}
+	inEffect := func(kind, message string, line int) observed.Node {
+		n := problem(kind, message, line, "")
+		e := n.Containers[0].Effective
+		e.Devices = slices.DeleteFunc(e.Devices, func(path string) bool { return path == "/dev/nvidia-uvm" })
+		return n
+	}
 	patched := func(message string) []string {
 		return []string{
 			"check: GPU 0 on node pve1",
@@ -315,7 +327,7 @@ func TestProblems(t *testing.T) {
 		}
 	}
 	for _, r := range []row{
-		{name: "wrong major", node: problem("wrong_major", "the rule allows major 243, the driver has 511", 12, ""), want: patched("the rule allows major 243, the driver has 511 (line 12)")},
+		{name: "wrong major", node: inEffect("wrong_major", "the rule allows major 243, the driver has 511", 12), want: patched("the rule allows major 243, the driver has 511 (line 12)")},
 		{
 			name: "wildcard rule: gives nothing to an unprivileged container",
 			node: problem("wildcard_rule", "the rule allows every GPU", 9, ""),
@@ -326,8 +338,8 @@ func TestProblems(t *testing.T) {
 			node: problem("wildcard_rule", "the rule allows NVIDIA devices among all others", 9, "replace it by one rule for each device"),
 			want: []string{"note: the rule allows NVIDIA devices among all others (line 9): replace it by one rule for each device"},
 		},
-		{name: "control device not given", node: problem("control_device_not_given", "/dev/nvidia-uvm is not given", 0, ""), want: patched("/dev/nvidia-uvm is not given")},
-		{name: "rule missing", node: problem("rule_missing", "no rule allows /dev/nvidia0", 4, ""), want: patched("no rule allows /dev/nvidia0 (line 4)")},
+		{name: "control device not given", node: inEffect("control_device_not_given", "/dev/nvidia-uvm is not given", 0), want: patched("/dev/nvidia-uvm is not given")},
+		{name: "rule missing", node: inEffect("rule_missing", "no rule allows /dev/nvidia0", 4), want: patched("no rule allows /dev/nvidia0 (line 4)")},
 		{
 			name: "mount missing: gives nothing to an unprivileged container",
 			node: problem("mount_missing", "/dev/nvidia1 is allowed but not mounted", 4, ""),
@@ -338,7 +350,7 @@ func TestProblems(t *testing.T) {
 			node: problem("no_effect", "the rule is for cgroup v1", 4, ""),
 			want: []string{"check: GPU 0 on node pve1", "patch: mend: the rule is for cgroup v1 (line 4)"},
 		},
-		{name: "device gone", node: problem("device_gone", "/dev/nvidia7 is not on the node", 4, ""), want: patched("/dev/nvidia7 is not on the node (line 4)")},
+		{name: "device gone", node: inEffect("device_gone", "/dev/nvidia7 is not on the node", 4), want: patched("/dev/nvidia7 is not on the node (line 4)")},
 		{
 			name: "duplicate entry: mended without a restart",
 			node: problem("duplicate_entry", "/dev/nvidia0 is given twice", 6, ""),
@@ -397,6 +409,77 @@ func TestProblems(t *testing.T) {
 		},
 	} {
 		r.fleet = `"gpu_assignment": "0"`
+		r.run(t)
+	}
+}
+
+// The conf was edited while the container ran on: what the edit brought is mended before it comes into force.
+func TestProblemsThatAreNotInForce(t *testing.T) {
+	edited := func(c observed.Container, kind, message string) observed.Node {
+		return node(with(c, func(c *observed.Container) {
+			c.RestartPending = true
+			c.Problems = []observed.Problem{{Kind: kind, Message: message, Line: 9}}
+		}))
+	}
+	privileged := with(running(given(0), given(0)), func(c *observed.Container) { c.Unprivileged = false })
+	controlDevice := observed.Passthrough{Mode: observed.ModeRaw, Devices: []string{"/dev/nvidiactl"}}
+	for _, r := range []row{
+		{
+			name:  "a rule for a major that is gone",
+			fleet: `"gpu_assignment": "0"`,
+			node:  edited(running(given(0), given(0)), "wrong_major", "the rule is for major 243"),
+			want:  []string{"check: GPU 0 on node pve1", "patch: mend: the rule is for major 243 (line 9)"},
+		},
+		{
+			name:  "a rule for a major that is gone, which changes nothing that could be pending",
+			fleet: `"gpu_assignment": "0"`,
+			node: withIn(edited(running(given(0), given(0)), "wrong_major", "the rule is for major 243"), func(c *observed.Container) {
+				c.RestartPending = false
+			}),
+			want: []string{"check: GPU 0 on node pve1", "patch: mend: the rule is for major 243 (line 9)"},
+		},
+		{
+			name:  "a rule for a major that is gone, where no GPU is assigned",
+			fleet: `"gpu_assignment": "none"`,
+			node:  edited(running(given(), given()), "wrong_major", "the rule is for major 243"),
+			want:  []string{"patch: mend: the rule is for major 243 (line 9)"},
+		},
+		{
+			name:  "a GPU that it never had",
+			fleet: `"gpu_assignment": "none"`,
+			node:  edited(running(given(1), given()), "rule_missing", "no rule allows /dev/nvidia1"),
+			want:  []string{"patch: remove GPU 1, mend: no rule allows /dev/nvidia1 (line 9)"},
+		},
+		{
+			name:  "a shared device that it never had",
+			fleet: `"gpu_assignment": "none"`,
+			node:  edited(running(controlDevice, given()), "rule_missing", "no rule allows /dev/nvidiactl"),
+			want:  []string{"patch: remove /dev/nvidiactl, mend: no rule allows /dev/nvidiactl (line 9)"},
+		},
+		{
+			name:  "a wildcard rule that a privileged container has not",
+			fleet: `"gpu_assignment": "0"`,
+			node:  edited(privileged, "wildcard_rule", "the rule allows every GPU"),
+			want: []string{
+				"check: GPU 0 on node pve1",
+				"patch: mend: the rule allows every GPU (line 9)",
+				"note: it is privileged: with GPUs it is no security boundary",
+			},
+		},
+		{
+			name:  "a device that it lacks besides",
+			fleet: `"gpu_assignment": "0"`,
+			node: withIn(edited(running(given(0), given(0)), "duplicate_entry", "/dev/nvidia0 is given twice"), func(c *observed.Container) {
+				c.Effective.Devices = []string{"/dev/nvidia0", "/dev/nvidiactl"}
+			}),
+			want: []string{
+				"check: GPU 0 on node pve1",
+				"patch: mend: /dev/nvidia0 is given twice (line 9)",
+				"restart: the conf has changed since it was started: restart pending",
+				"verify: GPU 0 and no other, after the restart",
+			},
+		},
+	} {
 		r.run(t)
 	}
 }
