@@ -13,13 +13,17 @@ import (
 	"phoenix.internal/controller/plan"
 )
 
-// judge compares the desired state of a container with what the nodes report about it.
-func judge(want fleet.Container, found []*typev1.Container, unreachable []*typev1.NodeError, run string) *controllerv1.ContainerStatus {
+// judge compares the desired state of a container with what the nodes report about it. The nodes are those configured.
+func judge(want fleet.Container, nodes []string, found []*typev1.Container, unreachable []*typev1.NodeError, run string) *controllerv1.ContainerStatus {
 	st := &controllerv1.ContainerStatus{Desired: fleetContainerProto(want), Run: run}
 	switch {
 	case len(found) == 0 && mayBeOn(want.Node, unreachable):
 		st.State = controllerv1.SyncState_SYNC_STATE_UNKNOWN
 		st.Drift = []string{fmt.Sprintf("no node that answers has it; %s did not answer", nodeNames(unreachable))}
+		return st
+	case len(found) == 0 && want.Node != "" && !slices.Contains(nodes, want.Node):
+		st.State = controllerv1.SyncState_SYNC_STATE_MISSING
+		st.Drift = []string{fmt.Sprintf("the fleet file puts it on node %s, which is not configured; configured: %s", want.Node, strings.Join(nodes, ", "))}
 		return st
 	case len(found) == 0:
 		st.State = controllerv1.SyncState_SYNC_STATE_MISSING

@@ -80,7 +80,7 @@ func (s *fleetService) GetStatus(ctx context.Context, req *controllerv1.GetStatu
 	resp := &controllerv1.GetStatusResponse{Unreachable: unreachable}
 	for _, c := range wanted {
 		here := having(found, c.CTID)
-		resp.Containers = append(resp.Containers, judge(c, here, unreachable, runs[c.CTID]))
+		resp.Containers = append(resp.Containers, judge(c, s.Nodes.Names(), here, unreachable, runs[c.CTID]))
 	}
 	if req.GetProbe() {
 		s.probeAll(ctx, wanted, resp.Containers)

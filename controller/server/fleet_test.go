@@ -174,7 +174,8 @@ func TestGetStatus(t *testing.T) {
 	pve2.Add(950, false, 1)
 	pve2.Add(951, true)
 	f := start(t, fleetFile(want(901, "0,1", ""), want(902, "0,1", ""), want(903, "1", ""), want(904, "0", ""), want(905, "1", ""),
-		want(906, "none", ""), want(907, "none", `"node": "pve2"`), want(908, "0", ""), want(909, "1", ""), want(910, "none", "")), pve1, pve2)
+		want(906, "none", ""), want(907, "none", `"node": "pve2"`), want(908, "0", ""), want(909, "1", ""), want(910, "none", ""),
+		want(911, "0", `"node": "pve3"`)), pve1, pve2)
 
 	conf := map[int32]judgement{
 		901: {State: "IN_SYNC"},
@@ -192,6 +193,7 @@ func TestGetStatus(t *testing.T) {
 		910: {State: "DRIFT", Drift: []string{
 			"its conf gives /dev/nvidia0, /dev/nvidia-uvm, /dev/nvidia-uvm-tools, /dev/nvidiactl; the fleet file assigns no GPU",
 		}},
+		911: {State: "MISSING", Drift: []string{"the fleet file puts it on node pve3, which is not configured; configured: pve1, pve2"}},
 	}
 	resp, err := f.Fleet.GetStatus(t.Context(), &controllerv1.GetStatusRequest{})
 	if err != nil {
