@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,7 +66,7 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 	for _, w := range plan.GetWarnings() {
 		fmt.Fprintln(s.out, s.paint.Text(output.Warn, "warning: "+w))
 	}
-	var change, same, failed int
+	var change, check, same, failed int
 	for i, c := range plan.GetContainers() {
 		if i > 0 || len(plan.GetWarnings()) > 0 {
 			fmt.Fprintln(s.out)
@@ -73,8 +74,10 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 		switch {
 		case len(c.GetErrors()) > 0:
 			failed++
-		case len(c.GetSteps()) > 0:
+		case slices.ContainsFunc(c.GetSteps(), changes):
 			change++
+		case len(c.GetSteps()) > 0:
+			check++
 		default:
 			same++
 		}
@@ -86,12 +89,23 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 	if same == 1 {
 		asShouldBe = "as it should be"
 	}
-	summary := fmt.Sprintf("%s to change, %d %s, %d that cannot be planned.", count(change, "container"), same, asShouldBe, failed)
-	if change+failed == 0 {
+	summary := fmt.Sprintf("%s to change, %d to check, %d %s, %d that cannot be planned.",
+		count(change, "container"), check, same, asShouldBe, failed)
+	if change+check+failed == 0 {
 		summary = fmt.Sprintf("Nothing to do: %s %s.", count(same, "container"), asShouldBe)
 	}
 	_, err := fmt.Fprintf(s.out, "\n%s\n", summary)
 	return err
+}
+
+// changes reports whether a step is planned because something differs. Scripts and checks are there at each apply.
+func changes(step *controllerv1.PlannedStep) bool {
+	switch step.GetKind() {
+	case controllerv1.StepKind_STEP_KIND_CHECK_DEVICES, controllerv1.StepKind_STEP_KIND_VERIFY_DEVICES,
+		controllerv1.StepKind_STEP_KIND_FEATURE, controllerv1.StepKind_STEP_KIND_HEALTH_CHECK:
+		return false
+	}
+	return true
 }
 
 func writeContainerPlan(s *session, c *controllerv1.ContainerPlan) error {
