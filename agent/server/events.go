@@ -7,12 +7,10 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
-	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
 
@@ -142,7 +140,7 @@ func (e *events) watch(ctx context.Context, send func(*agentv1.WatchEventsRespon
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-e.gone:
-			return withReason(codes.Unavailable, errorv1.Reason_REASON_SHUTTING_DOWN, "the agent is stopping", nil)
+			return shuttingDown()
 		case <-changed:
 		}
 	}

@@ -46,9 +46,6 @@ func (t *Table) Row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
-// Len returns the number of rows.
-func (t *Table) Len() int { return len(t.rows) }
-
 // Write writes the table: the header in capitals, two spaces between columns, no space at the end of a line.
 func (t *Table) Write(w io.Writer) error {
 	tw := table.NewWriter()
