@@ -171,7 +171,7 @@ func TestCancel(t *testing.T) {
 				begin := time.Now()
 				cancel()
 				exit, err := p.Wait()
-				if took := time.Since(begin); took >= grace != test.killed || took > 3*time.Second {
+				if took := time.Since(begin); took >= grace != test.killed || took > 10*time.Second {
 					t.Errorf("took %v, want %v or more: %v", took, grace, test.killed)
 				}
 				if want := (attach.Exit{Code: test.code, OutputComplete: true}); !errors.Is(err, context.Canceled) || exit != want {
@@ -202,10 +202,11 @@ func TestTimeout(t *testing.T) {
 
 // Whenever the caller goes away, nothing of the command stays.
 func TestCancelAtAnyTime(t *testing.T) {
+	const grace = 2 * time.Second
 	both(t, func(t *testing.T, c *lxctest.Container) {
 		for i := range 40 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.Int64N(int64(15*time.Millisecond))))
-			p, err := attach.Attacher{}.Start(ctx, attach.Command{CTID: c.CTID, TTY: i%2 == 0, Argv: []string{"sh", "-c", "sleep 60 & sleep 61 & sleep 62"}})
+			p, err := attach.Attacher{Grace: grace}.Start(ctx, attach.Command{CTID: c.CTID, TTY: i%2 == 0, Argv: []string{"sh", "-c", "sleep 60 & sleep 61 & sleep 62"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -213,8 +214,10 @@ func TestCancelAtAnyTime(t *testing.T) {
 			if _, err := p.Wait(); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("run %d: %v, want context.DeadlineExceeded", i, err)
 			}
-			if took := time.Since(begin); took > time.Second {
-				t.Errorf("run %d: ended after %v, want at most a second", i, took)
+			// Most end at once. One whose SIGTERM lxc-attach dropped, just as it was about to execute the command, ends by
+			// SIGKILL after the grace; what may not be is one that outlives that.
+			if took := time.Since(begin); took > 3*grace {
+				t.Errorf("run %d: ended after %v, want at most the grace of %v and what a busy machine adds", i, took, grace)
 			}
 			cancel()
 		}
