@@ -2,7 +2,6 @@ package pveconf
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"maps"
 	"math/bits"
@@ -16,7 +15,7 @@ import (
 const runtimeKey = "lxc.environment.runtime"
 
 // Canonical returns what Proxmox's writer makes of the conf (write_pct_config), as it does at every stop
-// of the container and at every pct set. It returns an error where Proxmox's parser or writer dies.
+// of the container and at every pct set. It returns a [*FatalError] where Proxmox's parser or writer dies.
 func (f *File) Canonical() ([]byte, error) {
 	m, err := f.meaning()
 	if err != nil {
@@ -28,7 +27,7 @@ func (f *File) Canonical() ([]byte, error) {
 // ApplyPending does what Proxmox does to the conf when the container stops: the changes in [pve:pending]
 // are moved to the main section, and the file is written canonically. Raw lines in [pve:pending] replace
 // all raw lines of the main section, as they do in Proxmox. Volumes of removed mount points do not become
-// unusedN: that needs the storage.
+// unusedN: that needs the storage. It returns a [*FatalError], and changes nothing, where Proxmox dies.
 func (f *File) ApplyPending() error {
 	m, err := f.meaning()
 	if err != nil {
@@ -46,8 +45,38 @@ func (f *File) ApplyPending() error {
 	return nil
 }
 
+// A FatalError says that Proxmox's parser or writer dies on a conf. Where the parser dies, pct and the GUI can do
+// nothing with the container; where the writer dies, they cannot change it, and its stop fails.
+type FatalError struct {
+	Line    int    // on which the cause stands, from 1
+	Writing bool   // the parser reads the conf, only the writer dies
+	Reason  string // Perl's, without the place in Proxmox's source
+}
+
+func (e *FatalError) Error() string {
+	does := "read"
+	if e.Writing {
+		does = "write"
+	}
+	return fmt.Sprintf("Proxmox cannot %s this conf, for line %d: %s", does, e.Line, e.Reason)
+}
+
+// notReference is the error of a property whose name Proxmox uses in memory for a list or a table.
+func notReference(p property, writing bool, want string) *FatalError {
+	text, more := p.text, ""
+	if len(text) > 32 {
+		text, more = text[:32], "..." // as Perl shortens it
+	}
+	return &FatalError{
+		Line:    p.line,
+		Writing: writing,
+		Reason:  fmt.Sprintf(`Can't use string ("%s"%s) as %s ref while "strict refs" in use`, text, more, want),
+	}
+}
+
 // A meaning is a conf as Proxmox's parser holds it in memory.
 type meaning struct {
+	digest    string
 	main      *body
 	pending   *body // nil if there is none
 	snapshots map[string]*body
@@ -56,17 +85,28 @@ type meaning struct {
 // A body is the content of one section.
 type body struct {
 	description string
-	properties  map[string]string // without description; with env
-	raw         []Entry           // without lxc.environment.runtime
+	properties  map[string]property // without description; with env
+	raw         []Entry             // without lxc.environment.runtime
 }
 
+// A property is the value of a property in Proxmox's memory.
+type property struct {
+	text   string
+	number bool // check_type made a number of it
+	line   int  // from 1
+}
+
+// meaning returns a [*FatalError] where Proxmox's parser dies.
 func (f *File) meaning() (*meaning, error) {
 	main, err := f.body(0, f.mainEnd())
 	if err != nil {
 		return nil, err
 	}
-	m := &meaning{main: main, snapshots: map[string]*body{}}
+	m := &meaning{digest: f.Digest(), main: main, snapshots: map[string]*body{}}
 	for _, r := range f.sectionRanges() {
+		if p, ok := main.properties["snapshots"]; ok && r.header.section == sectionSnapshot {
+			return nil, notReference(p, false, "a HASH")
+		}
 		b, err := f.body(r.from, r.to)
 		if err != nil {
 			return nil, err
@@ -75,37 +115,28 @@ func (f *File) meaning() (*meaning, error) {
 			m.pending = b
 		} else {
 			m.snapshots[r.header.value] = b
-			if _, ok := main.properties["snapshots"]; ok {
-				return nil, errors.New(`Proxmox cannot read a conf with a property "snapshots" and a snapshot`)
-			}
 		}
-	}
-	if _, ok := main.properties["snapshots"]; ok {
-		return nil, errors.New(`Proxmox cannot write a conf with a property "snapshots"`)
-	}
-	if _, ok := main.properties["pending"]; ok && m.pending == nil {
-		return nil, errors.New(`Proxmox cannot write a conf with a property "pending"`)
 	}
 	return m, nil
 }
 
 func (f *File) body(from, to int) (*body, error) {
-	b := &body{description: f.description(from, to), properties: map[string]string{}}
-	for _, l := range f.lines[from:to] {
+	b := &body{description: f.description(from, to), properties: map[string]property{}}
+	for i, l := range f.lines[from:to] {
 		switch {
 		case l.kind == kindRaw && l.key == runtimeKey:
+			p := property{text: l.value, line: from + i + 1}
 			if env, ok := b.properties["env"]; ok {
-				b.properties["env"] = env + "\x00" + l.value
-			} else {
-				b.properties["env"] = l.value
+				p.text = env.text + "\x00" + l.value
 			}
+			b.properties["env"] = p
 		case l.kind == kindRaw:
-			if _, ok := b.properties["lxc"]; ok {
-				return nil, errors.New(`Proxmox cannot read a raw line after a property "lxc"`)
+			if p, ok := b.properties["lxc"]; ok {
+				return nil, notReference(p, false, "an ARRAY")
 			}
-			b.raw = append(b.raw, Entry{Key: l.key, Value: l.value})
+			b.raw = append(b.raw, Entry{Key: l.key, Value: l.value, Line: from + i + 1})
 		case l.kind == kindProperty:
-			b.properties[l.key] = l.value
+			b.properties[l.key] = property{text: l.value, number: l.number, line: from + i + 1}
 			if l.key == "lxc" {
 				b.raw = nil
 			}
@@ -130,7 +161,7 @@ func DeleteKeys(value string) []string {
 
 // apply moves the changes of pending to b.
 func (b *body) apply(pending *body) {
-	for _, key := range DeleteKeys(pending.properties["delete"]) {
+	for _, key := range DeleteKeys(pending.properties["delete"].text) {
 		delete(b.properties, key)
 		switch key {
 		case "description":
@@ -156,17 +187,24 @@ func (b *body) empty() bool {
 	return b == nil || b.description == "" && len(b.properties) == 0 && len(b.raw) == 0
 }
 
+// write returns a [*FatalError] where Proxmox's writer dies.
 func (m *meaning) write() ([]byte, error) {
 	m.main.dropUsed()
 	var out bytes.Buffer
 	if err := m.main.write(&out); err != nil {
 		return nil, err
 	}
+	if p, ok := m.main.properties["pending"]; ok && m.pending == nil {
+		return nil, notReference(p, true, "a HASH")
+	}
 	if !m.pending.empty() {
 		out.WriteString("\n[" + pendingName + "]\n")
 		if err := m.pending.write(&out); err != nil {
 			return nil, err
 		}
+	}
+	if p, ok := m.main.properties["snapshots"]; ok {
+		return nil, notReference(p, true, "a HASH")
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.snapshots)) {
 		out.WriteString("\n[" + name + "]\n")
@@ -185,12 +223,12 @@ func (b *body) dropUsed() {
 		if !knownProperty(key) || base != "mp" && base != "rootfs" {
 			continue
 		}
-		if items, err := propertyString(value, "volume"); err == nil && !strings.HasPrefix(items["volume"], "/") {
+		if items, err := propertyString(value.text, "volume"); err == nil && !strings.HasPrefix(items["volume"], "/") {
 			used[items["volume"]] = true
 		}
 	}
-	maps.DeleteFunc(b.properties, func(key, value string) bool {
-		return strings.HasPrefix(key, "unused") && used[value]
+	maps.DeleteFunc(b.properties, func(key string, value property) bool {
+		return strings.HasPrefix(key, "unused") && used[value.text]
 	})
 }
 
@@ -203,20 +241,18 @@ func (b *body) write(out *bytes.Buffer) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.properties)) {
 		switch key {
-		case "digest", "pending", "snapshots", "snapname", "env":
-			continue
-		case "lxc":
-			if b.properties[key] != "0" {
-				return fmt.Errorf("Proxmox cannot write a conf with a property %q", key)
-			}
+		case "digest", "pending", "snapshots", "snapname", "env", "lxc":
 			continue
 		}
-		out.WriteString(key + ": " + b.properties[key] + "\n")
+		out.WriteString(key + ": " + b.properties[key].text + "\n")
 	}
-	if env := strings.TrimRight(b.properties["env"], "\x00"); env != "" {
+	if env := strings.TrimRight(b.properties["env"].text, "\x00"); env != "" {
 		for _, v := range strings.Split(env, "\x00") {
 			out.WriteString(runtimeKey + ": " + v + "\n")
 		}
+	}
+	if p, ok := b.properties["lxc"]; ok && p.text != "0" {
+		return notReference(p, true, "an ARRAY")
 	}
 	for _, e := range b.raw {
 		out.WriteString(e.Key + ": " + e.Value + "\n")

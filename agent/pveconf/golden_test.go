@@ -2,9 +2,8 @@ package pveconf_test
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
-	"maps"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +21,8 @@ func goldens(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(paths) != 87 {
-		t.Fatalf("testdata/pve holds %d recordings, want 87", len(paths))
+	if len(paths) != 88 {
+		t.Fatalf("testdata/pve holds %d recordings, want 88", len(paths))
 	}
 	for i, p := range paths {
 		paths[i] = strings.TrimSuffix(p, ".parsed.json")
@@ -41,19 +40,27 @@ func read(t *testing.T, path string) []byte {
 }
 
 type recording struct {
-	Config   map[string]any
-	Warnings []string
+	Config       map[string]any
+	Error        string
+	RewriteError string `json:"rewrite_error"`
+	Warnings     []string
 }
 
 func readRecording(t *testing.T, path string) recording {
 	t.Helper()
-	d := json.NewDecoder(bytes.NewReader(read(t, path)))
+	return decode[recording](t, read(t, path))
+}
+
+// decode keeps numbers as they are written: 1 and 1.0 differ, as do 1 and "1".
+func decode[T any](t *testing.T, b []byte) T {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
-	var r recording
-	if err := d.Decode(&r); err != nil {
-		t.Fatalf("%s: %v", path, err)
+	var v T
+	if err := d.Decode(&v); err != nil {
+		t.Fatalf("%q: %v", b, err)
 	}
-	return r
+	return v
 }
 
 // TestCanonicalGoldens holds Canonical against what Proxmox's own writer made of the same bytes.
@@ -64,8 +71,10 @@ func TestCanonicalGoldens(t *testing.T) {
 			got, err := pveconf.Parse(conf).Canonical()
 			want, readErr := os.ReadFile(name + ".rewritten.conf")
 			if os.IsNotExist(readErr) {
-				if err == nil {
-					t.Fatalf("Canonical of %q = %q, want an error: Proxmox died", conf, got)
+				fatal, ok := errors.AsType[*pveconf.FatalError](err)
+				died, parsing := strings.CutPrefix(readRecording(t, name+".parsed.json").RewriteError, "parse: ")
+				if !ok || fatal.Writing == parsing || !strings.HasPrefix(died, fatal.Reason+" at ") {
+					t.Errorf("Canonical of %q = %q, %v; Proxmox died of %q, when parsing: %v", conf, got, err, died, parsing)
 				}
 				return
 			}
@@ -79,109 +88,28 @@ func TestCanonicalGoldens(t *testing.T) {
 	}
 }
 
-// TestMeaningGoldens holds what is read of a conf against what Proxmox's own parser read.
-func TestMeaningGoldens(t *testing.T) {
+// TestConfigGoldens holds ConfigJSON against what Proxmox's own parser made of the same bytes.
+func TestConfigGoldens(t *testing.T) {
 	for _, name := range goldens(t) {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			conf := read(t, name+".conf")
-			r := readRecording(t, name+".parsed.json")
-			if r.Config == nil {
-				return // Proxmox's parser died on this conf; TestCanonicalGoldens has it
-			}
-			want := plain(t, r.Config).(map[string]any)
-			got := meaning(pveconf.Parse(conf))
-			// The property "digest" overwrites the digest in Proxmox's memory; we keep them apart.
-			if v, ok := pveconf.Parse(conf).Property("digest"); ok {
-				got["digest"] = v
-			}
-			for _, key := range []string{"pending", "snapshots"} { // scalars where the name was a property
-				if v, ok := pveconf.Parse(conf).Property(key); ok {
-					got[key] = v
+			want := readRecording(t, name+".parsed.json")
+			b, err := pveconf.Parse(conf).ConfigJSON()
+			if want.Config == nil {
+				fatal, ok := errors.AsType[*pveconf.FatalError](err)
+				if !ok || fatal.Writing || !strings.HasPrefix(want.Error, fatal.Reason+" at ") {
+					t.Errorf("ConfigJSON of %q = %s, %v; Proxmox's parser died of %q", conf, b, err, want.Error)
 				}
+				return
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("%q (-Proxmox +got):\n%s", conf, diff)
+			if err != nil {
+				t.Fatalf("ConfigJSON of %q: %v", conf, err)
+			}
+			if diff := cmp.Diff(want.Config, decode[map[string]any](t, b)); diff != "" {
+				t.Errorf("ConfigJSON of %q (-Proxmox +got):\n%s", conf, diff)
 			}
 		})
 	}
-}
-
-// plain turns recorded JSON into strings, lists and maps.
-func plain(t *testing.T, v any) any {
-	t.Helper()
-	switch v := v.(type) {
-	case json.Number:
-		return v.String()
-	case []any:
-		for i := range v {
-			v[i] = plain(t, v[i])
-		}
-		return v
-	case map[string]any:
-		if s, ok := v["$bytes_hex"].(string); ok {
-			b, err := hex.DecodeString(s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(b)
-		}
-		for k := range v {
-			v[k] = plain(t, v[k])
-		}
-		return v
-	}
-	return v
-}
-
-// meaning puts what pveconf reads into the shape of the recordings.
-func meaning(f *pveconf.File) map[string]any {
-	main := pveconf.Section{Description: f.Description(), Properties: f.Properties(), Raw: f.Raw()}
-	m := section(main)
-	m["digest"] = f.Digest()
-	m["pending"] = section(f.Pending())
-	snapshots := map[string]any{}
-	for _, s := range f.Snapshots() {
-		snapshots[s.Name] = section(s)
-	}
-	m["snapshots"] = snapshots
-	return m
-}
-
-func section(s pveconf.Section) map[string]any {
-	m := map[string]any{}
-	if s.Description != "" {
-		m["description"] = s.Description
-	}
-	// Proxmox keeps these raw lines in the property env, which a later line env: replaces.
-	env := map[int]string{}
-	var raw []any
-	for _, e := range s.Raw {
-		if e.Key == "lxc.environment.runtime" {
-			env[e.Line] = e.Value
-			continue
-		}
-		raw = append(raw, []any{e.Key, e.Value})
-	}
-	if raw != nil {
-		m["lxc"] = raw
-	}
-	var values []string
-	for _, e := range s.Properties {
-		m[e.Key] = e.Value
-		if e.Key == "env" {
-			maps.DeleteFunc(env, func(line int, _ string) bool { return line < e.Line })
-			values = append(values, e.Value)
-		}
-	}
-	for _, e := range s.Raw {
-		if v, ok := env[e.Line]; ok {
-			values = append(values, v)
-		}
-	}
-	if values != nil {
-		m["env"] = strings.Join(values, "\x00")
-	}
-	return m
 }
 
 // TestWarningGoldens holds the number of warnings against Proxmox's own.

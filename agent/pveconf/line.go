@@ -13,6 +13,7 @@ type line struct {
 	section section // of a header: what begins here
 	key     string
 	value   string // of a header: the name in brackets; of a comment: what follows "#"
+	number  bool   // of a property: Proxmox made a number of its value
 	warning string // what Proxmox's parser says about it; empty if nothing
 }
 
@@ -132,7 +133,7 @@ func classifyProperty(l line, key, value string, in section) line {
 		if err != nil {
 			l.warning = err.Error()
 		} else {
-			l.value = normal
+			l.value, l.number = normal, booleans[key] || integers[key]
 		}
 	}
 	return l

@@ -6,6 +6,7 @@
 package pveconf
 
 import (
+	"bytes"
 	"crypto/sha1"
 	"encoding/hex"
 	"slices"
@@ -52,6 +53,20 @@ func Parse(b []byte) *File {
 		s = rest
 	}
 	return f
+}
+
+// Split cuts a conf before its first section header: main is the main section, sections is all the rest.
+func Split(b []byte) (main, sections []byte) {
+	for at := 0; at < len(b); {
+		text, _, found := bytes.Cut(b[at:], []byte("\n"))
+		if len(text) > 0 && text[0] == '[' && classify(string(text), sectionMain).kind == kindHeader {
+			return b[:at], b[at:]
+		}
+		if at += len(text); found {
+			at++
+		}
+	}
+	return b, nil
 }
 
 // Bytes returns the conf. Parse(b).Bytes() equals b for every b.

@@ -1,6 +1,7 @@
 package pveconf_test
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -218,16 +219,57 @@ func TestApplyPending(t *testing.T) {
 	}
 }
 
-func TestCanonicalWhereProxmoxDies(t *testing.T) {
-	for _, conf := range []string{
-		"lxc: yes\n", "lxc: 0\nlxc.arch: x\n", "pending: 0\n", "snapshots: x\n", "snapshots: x\n[sn]\n", "[sn]\nlxc: x\n",
+func TestSplit(t *testing.T) {
+	for _, tt := range []struct{ name, conf, main, sections string }{
+		{"empty", "", "", ""},
+		{"no section", "arch: amd64\n\n", "arch: amd64\n\n", ""},
+		{"no final line feed", "arch: amd64", "arch: amd64", ""},
+		{"a blank line above the header is of the main section", "arch: amd64\n\n[sn]\ntty: 1\n", "arch: amd64\n\n", "[sn]\ntty: 1\n"},
+		{"pending in capitals, with blanks behind", "tty: 1\n[PVE:Pending] \t\v\f\r\ntty: 2\n[sn]\n", "tty: 1\n", "[PVE:Pending] \t\v\f\r\ntty: 2\n[sn]\n"},
+		{"a header is first", "[sn]\ntty: 1", "", "[sn]\ntty: 1"},
+		{"a header is last, without a line feed", "tty: 1\n[sn]", "tty: 1\n", "[sn]"},
+		{"no headers", "[a]\n[x] y\n [zz]\n[pve:other]\n#[sn]\n[2n]\n[sn\u00a0]\n", "[a]\n[x] y\n [zz]\n[pve:other]\n#[sn]\n[2n]\n[sn\u00a0]\n", ""},
 	} {
-		f := pveconf.Parse([]byte(conf))
-		if got, err := f.Canonical(); err == nil {
-			t.Errorf("Canonical of %q = %q, want an error", conf, got)
+		t.Run(tt.name, func(t *testing.T) {
+			main, sections := pveconf.Split([]byte(tt.conf))
+			if string(main) != tt.main || string(sections) != tt.sections {
+				t.Errorf("Split(%q) = %q, %q; want %q, %q", tt.conf, main, sections, tt.main, tt.sections)
+			}
+		})
+	}
+}
+
+func TestWhereProxmoxDies(t *testing.T) {
+	for _, tt := range []struct {
+		conf string
+		want pveconf.FatalError
+	}{
+		{"tty: 1\nlxc: yes\n", pveconf.FatalError{Line: 2, Writing: true, Reason: `Can't use string ("yes") as an ARRAY ref while "strict refs" in use`}},
+		{"lxc: 0\nlxc.arch: x\n", pveconf.FatalError{Line: 1, Reason: `Can't use string ("0") as an ARRAY ref while "strict refs" in use`}},
+		{"pending: 0\n", pveconf.FatalError{Line: 1, Writing: true, Reason: `Can't use string ("0") as a HASH ref while "strict refs" in use`}},
+		{"snapshots: x\n", pveconf.FatalError{Line: 1, Writing: true, Reason: `Can't use string ("x") as a HASH ref while "strict refs" in use`}},
+		{"snapshots: x\n[pve:pending]\n[sn]\n", pveconf.FatalError{Line: 1, Reason: `Can't use string ("x") as a HASH ref while "strict refs" in use`}},
+		{"[sn]\n\nlxc: x\n", pveconf.FatalError{Line: 3, Writing: true, Reason: `Can't use string ("x") as an ARRAY ref while "strict refs" in use`}},
+		{"pending: 12345678901234567890123456789012\n", pveconf.FatalError{Line: 1, Writing: true, Reason: `Can't use string ("12345678901234567890123456789012") as a HASH ref while "strict refs" in use`}},
+		{"pending: 123456789012345678901234567890123\n", pveconf.FatalError{Line: 1, Writing: true, Reason: `Can't use string ("12345678901234567890123456789012"...) as a HASH ref while "strict refs" in use`}},
+	} {
+		f := pveconf.Parse([]byte(tt.conf))
+		check := func(from string, err error) {
+			t.Helper()
+			if got, ok := errors.AsType[*pveconf.FatalError](err); !ok || *got != tt.want {
+				t.Errorf("%s of %q: %v, want %v", from, tt.conf, err, &tt.want)
+			}
 		}
-		if err := f.ApplyPending(); err == nil || string(f.Bytes()) != conf {
-			t.Errorf("ApplyPending of %q: error %v, conf %q; want an error and no change", conf, err, f.Bytes())
+		_, err := f.Canonical()
+		check("Canonical", err)
+		check("ApplyPending", f.ApplyPending())
+		if got := string(f.Bytes()); got != tt.conf {
+			t.Errorf("ApplyPending of %q made %q of it", tt.conf, got)
+		}
+		if b, err := f.ConfigJSON(); !tt.want.Writing {
+			check("ConfigJSON", err)
+		} else if err != nil {
+			t.Errorf("ConfigJSON of %q = %s, %v; Proxmox reads it", tt.conf, b, err)
 		}
 	}
 }
