@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	// Pure packages decide and open no file: they see no generated type and no I/O package of ours.
 	"agent/pveconf":       {},
 	"agent/passthrough":   {"agent/pveconf"},
+	"agent/confaudit":     {"agent/passthrough", "agent/pveconf"},
 	"controller/fleet":    {},
 	"controller/observed": {},
 	"controller/plan":     {"controller/fleet", "controller/observed"},

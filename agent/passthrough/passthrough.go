@@ -61,6 +61,8 @@ type Inventory struct {
 	// Majors are the character device majors of /proc/devices by driver. With those of all drivers a rule
 	// of an old nvidia-uvm major can be told from a rule for some other device.
 	Majors map[string]int
+
+	offline bool // what the node has is not known; see [Offline]
 }
 
 // A Device is one device as the container sees it.

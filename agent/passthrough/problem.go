@@ -166,7 +166,7 @@ func (c *conf) ruleProblems() []Problem {
 			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the rule %q says what line %d says already", r.text, seen[first].line), r.line, ""})
 		case r.path == "" && r.rule.Minor < 0:
 			seen = append(seen, r)
-			all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows every device of the driver %s", r.text, c.inv.driver(r.rule.Major)), r.line, ""})
+			all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows every device of %s", r.text, c.driverOf(r.rule.Major)), r.line, ""})
 		case !c.given(r):
 			seen = append(seen, r)
 			all = append(all, Problem{MountMissing, fmt.Sprintf("the rule %q is for a device that the conf does not give", r.text), r.line, ""})
@@ -207,6 +207,14 @@ func (c *conf) given(r rule) bool {
 	}
 	return slices.ContainsFunc(c.mounts, func(m mount) bool { return m.noEffect == "" && is(m.source) }) ||
 		slices.ContainsFunc(c.devices, func(d device) bool { return !d.broken && is(d.path) })
+}
+
+// driverOf names the driver of a major for a message.
+func (c *conf) driverOf(major int) string {
+	if name := c.inv.driver(major); name != "" {
+		return "the driver " + name
+	}
+	return "its major"
 }
 
 func (c *conf) uvmMajor() string {

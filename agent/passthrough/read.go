@@ -191,6 +191,8 @@ func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
 		}
 		return
 	case strings.HasPrefix(c.inv.driver(r.rule.Major), "nvidia"):
+	case c.inv.offline && c.stale(r.rule):
+		// It may as well be the major that nvidia-uvm has now.
 	case c.stale(r.rule):
 		r.stale = true
 	default:
