@@ -39,6 +39,7 @@ type running struct {
 	rules   []passthrough.RuleLine
 	userNS  bool
 	files   map[string]container.File
+	items   []container.Item
 }
 
 // Calls returns what was asked for so far: "start 901", "shutdown 901", "stop 901".
@@ -111,6 +112,12 @@ func (r *Runtime) Start(ctx context.Context, ctid int32) error {
 	}
 	unprivileged, _ := conf.Property("unprivileged")
 	c.userNS = unprivileged == "1"
+	if name, ok := conf.Property("hostname"); ok {
+		c.items = append(c.items, container.Item{Key: "lxc.uts.name", Value: name})
+	}
+	for _, e := range conf.Raw() {
+		c.items = append(c.items, container.Item{Key: e.Key, Value: e.Value})
+	}
 	for _, d := range given.Devices {
 		// The source of an optional mount that is missing leaves an empty file.
 		c.files[d.Path] = container.File{Kind: container.Other}
@@ -122,6 +129,17 @@ func (r *Runtime) Start(ctx context.Context, ctid int32) error {
 	}
 	r.running[ctid] = c
 	return nil
+}
+
+// Started implements [container.Runtime]: the hostname and the raw lines.
+func (r *Runtime) Started(_ context.Context, ctid int32) ([]container.Item, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.running[ctid]
+	if c == nil {
+		return nil, lxcmon.ErrNotRunning
+	}
+	return slices.Clone(c.items), nil
 }
 
 // Shutdown implements [container.Runtime].

@@ -13,10 +13,11 @@ import (
 	"phoenix.internal/agent/pveconf"
 )
 
-// An Author is who changes a conf, and why; both are kept with the revision.
+// An Author is who changes a conf, and why; all of it is kept with the revision.
 type Author struct {
-	Who string // identity of the caller
-	Why string // operation, and the caller's name for it
+	Who        string // identity of the caller
+	OnBehalfOf string // who the caller says that it acts for; empty if it does not say
+	Why        string // operation, and the caller's name for it
 }
 
 // A Result is what an edit did, or would do.

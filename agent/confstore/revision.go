@@ -34,6 +34,7 @@ const (
 type metadata struct {
 	Time       time.Time `json:"time"`
 	Who        string    `json:"who"`
+	OnBehalfOf string    `json:"on_behalf_of,omitempty"`
 	Why        string    `json:"why"`
 	Digest     string    `json:"digest"`
 	ReplacedBy string    `json:"replaced_by"`
@@ -100,7 +101,7 @@ func (s *Store) metadata(ctid int32, number int64) (Revision, error) {
 		return Revision{}, fmt.Errorf("%s: damaged: %w", path, err)
 	}
 	return Revision{
-		Number: number, Time: m.Time, Author: Author{Who: m.Who, Why: m.Why},
+		Number: number, Time: m.Time, Author: Author{Who: m.Who, OnBehalfOf: m.OnBehalfOf, Why: m.Why},
 		Digest: m.Digest, ReplacedBy: m.ReplacedBy,
 	}, nil
 }
@@ -143,7 +144,7 @@ func (s *Store) save(ctid int32, conf []byte, by Author, replacedBy string) (int
 		number = numbers[len(numbers)-1] + 1
 	}
 	meta, err := json.Marshal(metadata{
-		Time: time.Now().UTC(), Who: by.Who, Why: by.Why, Digest: digest(conf), ReplacedBy: replacedBy,
+		Time: time.Now().UTC(), Who: by.Who, OnBehalfOf: by.OnBehalfOf, Why: by.Why, Digest: digest(conf), ReplacedBy: replacedBy,
 	})
 	if err != nil {
 		return 0, err

@@ -43,6 +43,9 @@ type Runtime interface {
 	Shutdown(ctx context.Context, ctid int32, timeout time.Duration) error
 	// Stop kills. Like Shutdown it returns after Proxmox has rewritten the conf.
 	Stop(ctx context.Context, ctid int32) error
+	// Started returns LXC's configuration as the container was started with it. The error wraps
+	// lxcmon.ErrNotRunning if it does not run.
+	Started(ctx context.Context, ctid int32) ([]Item, error)
 }
 
 // Running is how a container runs at one moment. Everything but State is zero if it does not run.

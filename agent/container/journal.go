@@ -15,12 +15,13 @@ import (
 
 // An intent says that a running container is about to be stopped in order to start it again.
 type intent struct {
-	CTID     int32         `json:"ctid"`
-	Instance string        `json:"instance"` // that ran before; empty if it was just being started, or stopped
-	Begin    int64         `json:"begin"`    // nanoseconds since 1970; tells two restarts apart
-	Timeout  time.Duration `json:"timeout"`  // for the graceful shutdown, nanoseconds
-	Who      string        `json:"who,omitempty"`
-	Why      string        `json:"why,omitempty"`
+	CTID       int32         `json:"ctid"`
+	Instance   string        `json:"instance"` // that ran before; empty if it was just being started, or stopped
+	Begin      int64         `json:"begin"`    // nanoseconds since 1970; tells two restarts apart
+	Timeout    time.Duration `json:"timeout"`  // for the graceful shutdown, nanoseconds
+	Who        string        `json:"who,omitempty"`
+	OnBehalfOf string        `json:"on_behalf_of,omitempty"`
+	Why        string        `json:"why,omitempty"`
 }
 
 // A StateError says that the agent's own state directory refuses: the disk is full, for example.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/lxcmon"
 )
 
@@ -108,7 +109,8 @@ func (m *Manager) resume(ctx context.Context, in intent, unlock func()) error {
 		case v == down:
 			m.Log.Info("container found stopped in the middle of a restart", "ctid", in.CTID)
 			// Not with ctx: an agent that is told to stop would break off the start, and take that for a bad conf.
-			err := m.start(context.WithoutCancel(ctx), in.CTID, RestartOptions{Who: in.Who, Why: in.Why}, func(Phase, string) {})
+			by := confstore.Author{Who: in.Who, OnBehalfOf: in.OnBehalfOf, Why: in.Why}
+			err := m.start(context.WithoutCancel(ctx), in.CTID, RestartOptions{By: by}, func(Phase, string) {})
 			if passing(err) {
 				return err // the next agent tries again
 			}

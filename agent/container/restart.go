@@ -35,11 +35,10 @@ const (
 
 // Restart options; the zero value shuts down gracefully with the default timeout and then kills.
 type RestartOptions struct {
-	Timeout  time.Duration // for the graceful shutdown; 0 kills at once
-	NoForce  bool          // fail instead of killing
-	Instance string        // if not empty: restart only this start of the container
-	Who      string
-	Why      string
+	Timeout  time.Duration    // for the graceful shutdown; 0 kills at once
+	NoForce  bool             // fail instead of killing
+	Instance string           // if not empty: restart only this start of the container
+	By       confstore.Author // of the restart, and of the revision if it has to be rolled back
 }
 
 // ErrTemplate says that a template cannot run.
@@ -134,7 +133,8 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 	}
 	if running.State != lxcmon.Stopped {
 		in := intent{
-			CTID: ctid, Instance: running.Instance, Begin: time.Now().UnixNano(), Timeout: opts.Timeout, Who: opts.Who, Why: opts.Why,
+			CTID: ctid, Instance: running.Instance, Begin: time.Now().UnixNano(), Timeout: opts.Timeout,
+			Who: opts.By.Who, OnBehalfOf: opts.By.OnBehalfOf, Why: opts.By.Why,
 		}
 		if err := m.recordIntent(in); err != nil {
 			return Container{}, err
@@ -291,7 +291,8 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	}
 	progress(RollingBack, startErr.Error())
 	m.Log.Warn("container did not start with its new conf", "ctid", ctid, "revision", edit.Revision, "err", startErr)
-	by := confstore.Author{Who: opts.Who, Why: fmt.Sprintf("roll-back: the container did not start (%s)", opts.Why)}
+	by := opts.By
+	by.Why = fmt.Sprintf("roll-back: the container did not start (%s)", opts.By.Why)
 	if _, err := m.Confs.Restore(ctx, ctid, edit.Revision, "", by); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf could not be put back: revision %d: %w", startErr, edit.Revision, err)}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -55,6 +57,17 @@ func (s *containerServer) GetContainer(ctx context.Context, req *agentv1.GetCont
 	}
 	pending := conf.Pending()
 	resp.Pending = append(entriesOf(pending.Properties), entriesOf(pending.Raw)...)
+	if req.GetIncludeEffectiveEntries() {
+		items, err := s.node.Containers.EffectiveEntries(ctx, c, conf)
+		if err != nil {
+			return nil, &ctidError{req.GetCtid(), err}
+		}
+		for _, item := range items {
+			resp.EffectiveEntries = append(resp.EffectiveEntries, &typev1.ConfEntry{
+				Key: text(item.Key), Value: text(item.Value), Line: int32(item.Line),
+			})
+		}
+	}
 	return resp, nil
 }
 
@@ -68,7 +81,8 @@ func (s *containerServer) PatchConf(ctx context.Context, req *agentv1.PatchConfR
 	if err := checkDigest(req.GetDigest()); err != nil {
 		return nil, err
 	}
-	if err := checkRequestID(req.GetRequestId()); err != nil {
+	by, err := authorOf(ctx, "patch", req)
+	if err != nil {
 		return nil, err
 	}
 	if n := len(req.GetOperations()); n == 0 || n > maxOperations {
@@ -81,26 +95,40 @@ func (s *containerServer) PatchConf(ctx context.Context, req *agentv1.PatchConfR
 			return nil, err
 		}
 	}
-	by := confstore.Author{Who: caller(ctx), Why: because("patch", req.GetRequestId())}
 	res, err := s.node.Containers.Patch(ctx, req.GetCtid(), req.GetDigest(), req.GetDryRun(), by, ops...)
 	if err != nil {
 		return nil, &ctidError{req.GetCtid(), err}
 	}
 	if res.Changed && !req.GetDryRun() {
-		s.node.Log.Info("conf changed", "ctid", req.GetCtid(), "revision", res.Revision, "peer", by.Who, "request_id", requestID(ctx))
+		s.node.Log.Info("conf changed", "ctid", req.GetCtid(), "revision", res.Revision, "peer", by.Who, "on_behalf_of", by.OnBehalfOf, "request_id", requestID(ctx))
 	}
 	return &agentv1.PatchConfResponse{
 		Changed: res.Changed, Before: res.Before, After: res.After, Digest: res.Digest, Revision: res.Revision,
 	}, nil
 }
 
-// because says why a conf was replaced.
-func because(operation, callersID string) string {
-	if callersID == "" {
-		return operation
-	}
-	return operation + " for " + callersID
+// An authored request says for what, and for whom, it is made.
+type authored interface {
+	GetRequestId() string
+	GetOnBehalfOf() string
 }
+
+// authorOf says who changes a conf, and why. Who is what the certificate proves; what the request says stands beside it.
+func authorOf(ctx context.Context, operation string, req authored) (confstore.Author, error) {
+	if !requestIDPattern.MatchString(req.GetRequestId()) {
+		return confstore.Author{}, invalid("request_id", "at most 128 printable ASCII characters are allowed")
+	}
+	if s := req.GetOnBehalfOf(); len(s) > maxOnBehalfOf || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return confstore.Author{}, invalid("on_behalf_of", "at most %d bytes of printable characters are allowed", maxOnBehalfOf)
+	}
+	by := confstore.Author{Who: caller(ctx), OnBehalfOf: req.GetOnBehalfOf(), Why: operation}
+	if req.GetRequestId() != "" {
+		by.Why += " for " + req.GetRequestId()
+	}
+	return by, nil
+}
+
+const maxOnBehalfOf = 256 // bytes
 
 func (s *containerServer) ListRevisions(_ context.Context, req *agentv1.ListRevisionsRequest) (*agentv1.ListRevisionsResponse, error) {
 	if err := checkCTID(req.GetCtid()); err != nil {
@@ -135,16 +163,19 @@ func (s *containerServer) RestoreRevision(ctx context.Context, req *agentv1.Rest
 	if err := checkDigest(req.GetDigest()); err != nil {
 		return nil, err
 	}
-	if err := checkRequestID(req.GetRequestId()); err != nil {
+	by, err := authorOf(ctx, fmt.Sprintf("restore revision %d", req.GetRevision()), req)
+	if err != nil {
 		return nil, err
 	}
 	if req.GetDryRun() {
 		return s.previewRestore(req)
 	}
-	by := confstore.Author{Who: caller(ctx), Why: because(fmt.Sprintf("restore revision %d", req.GetRevision()), req.GetRequestId())}
 	res, err := s.node.Containers.Restore(ctx, req.GetCtid(), req.GetRevision(), req.GetDigest(), by)
 	if err != nil {
 		return nil, &ctidError{req.GetCtid(), err}
+	}
+	if res.Changed {
+		s.node.Log.Info("conf changed", "ctid", req.GetCtid(), "revision", res.Revision, "peer", by.Who, "on_behalf_of", by.OnBehalfOf, "request_id", requestID(ctx))
 	}
 	return &agentv1.RestoreRevisionResponse{Before: res.Before, After: res.After, Digest: res.Digest}, nil
 }
@@ -166,26 +197,26 @@ func (s *containerServer) Restart(req *agentv1.RestartRequest, stream agentv1.Co
 	if err := checkCTID(req.GetCtid()); err != nil {
 		return err
 	}
-	if err := checkRequestID(req.GetRequestId()); err != nil {
+	ctx := stream.Context()
+	by, err := authorOf(ctx, "restart", req)
+	if err != nil {
 		return err
 	}
 	timeout, err := stopTimeout(req.GetTimeout())
 	if err != nil {
 		return err
 	}
-	ctx := stream.Context()
 	// A caller that went away does not stop the restart, so what Send says is of no use here.
 	progress := func(phase container.Phase, message string) {
 		_ = stream.Send(&agentv1.RestartResponse{Progress: &typev1.RestartProgress{Phase: phaseOf(phase), Message: message}})
 	}
 	c, err := s.node.Containers.Restart(ctx, req.GetCtid(), container.RestartOptions{
-		Timeout: timeout, NoForce: req.GetNoForce(), Instance: req.GetInstance(),
-		Who: caller(ctx), Why: because("restart", req.GetRequestId()),
+		Timeout: timeout, NoForce: req.GetNoForce(), Instance: req.GetInstance(), By: by,
 	}, progress)
 	if err != nil {
 		return &ctidError{req.GetCtid(), err}
 	}
-	s.node.Log.Info("container restarted", "ctid", req.GetCtid(), "peer", caller(ctx), "request_id", requestID(ctx))
+	s.node.Log.Info("container restarted", "ctid", req.GetCtid(), "peer", by.Who, "on_behalf_of", by.OnBehalfOf, "request_id", requestID(ctx))
 	return stream.Send(&agentv1.RestartResponse{Progress: &typev1.RestartProgress{
 		Phase: typev1.RestartPhase_RESTART_PHASE_RUNNING, Container: containerOf(s.node.Name, &c),
 	}})
@@ -262,13 +293,6 @@ var (
 func checkDigest(digest string) error {
 	if !digestPattern.MatchString(digest) {
 		return invalid("digest", "%.80q is no SHA-1 in lower-case hex", digest)
-	}
-	return nil
-}
-
-func checkRequestID(id string) error {
-	if !requestIDPattern.MatchString(id) {
-		return invalid("request_id", "at most 128 printable ASCII characters are allowed")
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func entriesOf(entries []pveconf.Entry) []*typev1.ConfEntry {
 
 func revisionOf(r confstore.Revision) *typev1.Revision {
 	return &typev1.Revision{
-		Revision: r.Number, CreateTime: timestamppb.New(r.Time), Who: text(r.Who), Why: text(r.Why),
+		Revision: r.Number, CreateTime: timestamppb.New(r.Time), Who: text(r.Who), OnBehalfOf: text(r.OnBehalfOf), Why: text(r.Why),
 		Digest: r.Digest, ReplacedByDigest: r.ReplacedBy,
 	}
 }

@@ -19,6 +19,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"phoenix.internal/agent/agenttest"
@@ -309,6 +310,15 @@ func TestRefusals(t *testing.T) {
 			codes.Aborted, "INSTANCE_CHANGED", "CTID 901 stopped since it was looked at"},
 		{"restart with a negative timeout", restart(&agentv1.RestartRequest{Ctid: 901, Timeout: durationpb.New(-time.Second)}),
 			codes.InvalidArgument, "INVALID_FIELD", "timeout: -1s is not between 0 s and 10m0s"},
+		{"on behalf of somebody with an escape", second(containers.PatchConf(ctx, &agentv1.PatchConfRequest{Ctid: 901,
+			Operations: []*agentv1.ConfOperation{setGPUs(0)}, OnBehalfOf: "ann\x1b[2J"})), codes.InvalidArgument, "INVALID_FIELD",
+			"on_behalf_of: at most 256 bytes of printable characters are allowed"},
+		{"on behalf of a long name", restart(&agentv1.RestartRequest{Ctid: 901, OnBehalfOf: strings.Repeat("n", 257)}),
+			codes.InvalidArgument, "INVALID_FIELD", "on_behalf_of: at most 256 bytes of printable characters are allowed"},
+		{"restore on behalf of two lines", second(containers.RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{Ctid: 901, Revision: 1,
+			OnBehalfOf: "ann\nroot"})), codes.InvalidArgument, "INVALID_FIELD", "on_behalf_of: at most 256 bytes of printable characters are allowed"},
+		{"a long request_id", second(containers.RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{Ctid: 901, Revision: 1,
+			RequestId: strings.Repeat("r", 129)})), codes.InvalidArgument, "INVALID_FIELD", "request_id: at most 128 printable ASCII characters are allowed"},
 		{"probe of a stopped container", second(containers.Probe(ctx, &agentv1.ProbeRequest{Ctid: 901})),
 			codes.FailedPrecondition, "CONTAINER_NOT_RUNNING", "CTID 901: container does not run (stopped)"},
 		{"no such revision", second(containers.GetRevision(ctx, &agentv1.GetRevisionRequest{Ctid: 901, Revision: 7})),
@@ -346,7 +356,7 @@ func TestPatchRestartProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	patched, err := containers.PatchConf(ctx, &agentv1.PatchConfRequest{
-		Ctid: 901, RequestId: "run-1", Operations: []*agentv1.ConfOperation{setGPUs(1)},
+		Ctid: 901, RequestId: "run-1", OnBehalfOf: "ann", Operations: []*agentv1.ConfOperation{setGPUs(1)},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -421,7 +431,7 @@ func TestPatchRestartProbe(t *testing.T) {
 			ours = r
 		}
 	}
-	if ours.GetWhy() != "patch for run-1" || ours.GetReplacedByDigest() != patched.GetDigest() {
+	if ours.GetWhy() != "patch for run-1" || ours.GetOnBehalfOf() != "ann" || ours.GetReplacedByDigest() != patched.GetDigest() {
 		t.Errorf("revision: %v", ours)
 	}
 	if _, err := containers.RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{Ctid: 901, Revision: ours.GetRevision()}); err != nil {
@@ -429,6 +439,94 @@ func TestPatchRestartProbe(t *testing.T) {
 	}
 	if diff := cmp.Diff(plain, n.Conf(901)); diff != "" {
 		t.Errorf("restored conf (-want +got):\n%s", diff)
+	}
+}
+
+// Each revision says whose certificate it was and, beside that, who was named: a restore as well as a roll-back.
+func TestOnBehalfOf(t *testing.T) {
+	n := newNode(t)
+	containers := agentv1.NewContainerServiceClient(n.Dial(t))
+	ctx := t.Context()
+	if err := n.Runtime.Start(ctx, 901); err != nil {
+		t.Fatal(err)
+	}
+	patch := func(who string) {
+		t.Helper()
+		_, err := containers.PatchConf(ctx, &agentv1.PatchConfRequest{
+			Ctid: 901, OnBehalfOf: who, Operations: []*agentv1.ConfOperation{setGPUs(1)},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	patch("")
+	if _, err := containers.RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{Ctid: 901, Revision: 1, OnBehalfOf: "J\u00f6rg (root)"}); err != nil {
+		t.Fatal(err)
+	}
+	patch("cid")
+	n.Runtime.RefuseStart(func(_ int32, conf string) error {
+		if strings.Contains(conf, "nvidia") {
+			return errors.New("no")
+		}
+		return nil
+	})
+	stream, err := containers.Restart(ctx, &agentv1.RestartRequest{Ctid: 901, OnBehalfOf: "dora", RequestId: "run-2"})
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if reason(t, err) != "START_ROLLED_BACK" {
+		t.Errorf("restart: %v", err)
+	}
+	revisions, err := containers.ListRevisions(ctx, &agentv1.ListRevisionsRequest{Ctid: 901})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range slices.Backward(revisions.GetRevisions()) {
+		if r.GetWho() != "Proxmox" { // a stop of the fake node
+			got = append(got, r.GetOnBehalfOf()+" ("+r.GetWho()+"): "+r.GetWhy())
+		}
+	}
+	want := []string{
+		" (tester): patch",
+		"J\u00f6rg (root) (tester): restore revision 1",
+		"cid (tester): patch",
+		"dora (tester): roll-back: the container did not start (restart for run-2)",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("revisions (-want +got):\n%s", diff)
+	}
+}
+
+// What a container was started with is told only if it is asked for, and stays when the conf changes.
+func TestEffectiveEntries(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain+"lxc.environment: A=\xff\n")
+	containers := agentv1.NewContainerServiceClient(n.Dial(t))
+	get := func(include bool) []*typev1.ConfEntry {
+		t.Helper()
+		c, err := containers.GetContainer(t.Context(), &agentv1.GetContainerRequest{Ctid: 901, IncludeEffectiveEntries: include})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.GetEffectiveEntries()
+	}
+	if got := get(true); got != nil {
+		t.Errorf("of a stopped container: %v", got)
+	}
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(false); got != nil {
+		t.Errorf("without being asked for: %v", got)
+	}
+	n.PutConf(901, "unprivileged: 1\nlxc.environment: A=\xff\n")
+	want := []*typev1.ConfEntry{
+		{Key: "lxc.uts.name", Value: "trainer"},
+		{Key: "lxc.environment", Value: "A=\ufffd", Line: 2},
+	}
+	if diff := cmp.Diff(want, get(true), protocmp.Transform()); diff != "" {
+		t.Errorf("effective entries (-want +got):\n%s", diff)
 	}
 }
 

@@ -49,6 +49,7 @@ func (w *worker) restart(ctx context.Context) (did, error) {
 			stoppedSince = time.Time{}
 			c, err = w.agent.Restart(ctx, node.Restart{
 				CTID: w.ctid(), Instance: c.Instance, Timeout: w.run.record.Options.RestartTimeout, RequestID: w.requestID(),
+				Who: w.run.record.Who,
 			}, w.phase)
 			switch {
 			case err == nil:

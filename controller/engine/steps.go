@@ -48,7 +48,8 @@ func (w *worker) patch(ctx context.Context) (p node.Patched, err error) {
 	for range maxConflicts {
 		err = w.retry(ctx, func() (err error) {
 			p, err = w.agent.Patch(ctx, node.Patch{
-				CTID: w.ctid(), GPUs: w.plan.Desired, Mode: observed.Mode(w.plan.Mode), Digest: w.digest, RequestID: w.requestID(),
+				CTID: w.ctid(), GPUs: w.plan.Desired, Mode: observed.Mode(w.plan.Mode), Digest: w.digest,
+				RequestID: w.requestID(), Who: w.run.record.Who,
 			})
 			return err
 		})

@@ -61,6 +61,7 @@ type Patch struct {
 	Digest    string        // of the conf that the caller planned against; empty: whatever it is
 	DryRun    bool
 	RequestID string
+	Who       string // who the agent is asked for; see [OnBehalfOf]
 }
 
 // A Patched is what a [Patch] did, or with DryRun would do.
@@ -94,6 +95,7 @@ type Restart struct {
 	Instance  string        // of the container that the caller decided on; empty: whatever runs
 	Timeout   time.Duration // of the graceful shutdown
 	RequestID string
+	Who       string // as in [Patch]
 }
 
 // Restart restarts a container and returns it as it is then. progress is called at the beginning of each phase, with the
@@ -104,10 +106,11 @@ func (n *Node) Restart(ctx context.Context, r Restart, progress func(phase, mess
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout+restartSlack)
 	defer cancel()
 	stream, err := n.Containers().Restart(ctx, &agentv1.RestartRequest{
-		Ctid:      r.CTID,
-		Timeout:   durationpb.New(r.Timeout),
-		Instance:  r.Instance,
-		RequestId: r.RequestID,
+		Ctid:       r.CTID,
+		Timeout:    durationpb.New(r.Timeout),
+		Instance:   r.Instance,
+		RequestId:  r.RequestID,
+		OnBehalfOf: OnBehalfOf(r.Who),
 	})
 	if err != nil {
 		return observed.Container{}, err

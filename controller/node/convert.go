@@ -2,6 +2,8 @@ package node
 
 import (
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"phoenix.internal/controller/observed"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
@@ -96,10 +98,28 @@ func setPassthrough(p Patch) *agentv1.PatchConfRequest {
 		Operations: []*agentv1.ConfOperation{{Operation: &agentv1.ConfOperation_SetPassthrough{
 			SetPassthrough: &agentv1.SetPassthrough{Gpus: selectors(p.GPUs), Mode: mode},
 		}}},
-		Digest:    p.Digest,
-		DryRun:    p.DryRun,
-		RequestId: p.RequestID,
+		Digest:     p.Digest,
+		DryRun:     p.DryRun,
+		RequestId:  p.RequestID,
+		OnBehalfOf: OnBehalfOf(p.Who),
 	}
+}
+
+// OnBehalfOf returns an identity as agents take it: a name with characters that cannot be printed, or a very long one,
+// must not keep its owner from working.
+func OnBehalfOf(who string) string {
+	const most = 256 // bytes
+	who = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(who, "?"))
+	for len(who) > most {
+		_, size := utf8.DecodeLastRuneInString(who)
+		who = who[:len(who)-size]
+	}
+	return who
 }
 
 func selectors(indexes []int) []*typev1.GpuSelector {

@@ -356,14 +356,14 @@ func TestPatch(t *testing.T) {
 		return &agentv1.PatchConfResponse{Changed: true, Before: []byte("a\xff"), After: []byte("b"), Digest: "new", Revision: 7}, nil
 	}})
 	p, err := n.Patch(t.Context(), node.Patch{
-		CTID: 901, GPUs: []int{0, 1}, Mode: observed.ModeNative, Digest: "old", DryRun: true, RequestID: "run/901",
+		CTID: 901, GPUs: []int{0, 1}, Mode: observed.ModeNative, Digest: "old", DryRun: true, RequestID: "run/901", Who: "J\u00f6rg\x1b\xff",
 	})
 	want := node.Patched{Changed: true, Before: []byte("a\xff"), After: []byte("b"), Digest: "new", Revision: 7}
 	if diff := cmp.Diff(want, p); err != nil || diff != "" {
 		t.Errorf("Patch: %v, -want +got:\n%s", err, diff)
 	}
 	set := got.GetOperations()[0].GetSetPassthrough()
-	if got.GetCtid() != 901 || got.GetDigest() != "old" || !got.GetDryRun() || got.GetRequestId() != "run/901" || len(got.GetOperations()) != 1 ||
+	if got.GetCtid() != 901 || got.GetDigest() != "old" || !got.GetDryRun() || got.GetRequestId() != "run/901" || got.GetOnBehalfOf() != "J\u00f6rg??" || len(got.GetOperations()) != 1 ||
 		set.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE || len(set.GetGpus()) != 2 || set.GetGpus()[1].GetIndex() != 1 {
 		t.Errorf("request %v", got)
 	}
@@ -373,6 +373,22 @@ func TestPatch(t *testing.T) {
 	set = got.GetOperations()[0].GetSetPassthrough()
 	if set.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_RAW || set == nil || len(set.GetGpus()) != 0 {
 		t.Errorf("request without GPUs %v", got)
+	}
+}
+
+// An identity that an agent would refuse is made fit: its owner must be able to work.
+func TestOnBehalfOf(t *testing.T) {
+	for _, test := range []struct{ name, who, want string }{
+		{"nobody", "", ""},
+		{"a URI", "spiffe://fleet/ann", "spiffe://fleet/ann"},
+		{"control characters", "ann\n\x00\u202e", "ann???"},
+		{"not UTF-8", "ann\xff\xfe", "ann?"},
+		{"long", strings.Repeat("n", 257), strings.Repeat("n", 256)},
+		{"long, cut between characters", strings.Repeat("n", 255) + "\u00f6", strings.Repeat("n", 255)},
+	} {
+		if got := node.OnBehalfOf(test.who); got != test.want {
+			t.Errorf("%s: OnBehalfOf(%q) = %q, want %q", test.name, test.who, got, test.want)
+		}
 	}
 }
 
@@ -401,14 +417,15 @@ func TestRestart(t *testing.T) {
 			return send(s, stopping, "", nil)
 		}, []string{"shutting_down "}, 0, "node pve1: restart of CTID 901 ended without an answer"},
 		{"request", func(r *agentv1.RestartRequest, _ grpc.ServerStreamingServer[agentv1.RestartResponse]) error {
-			return status.Error(codes.Aborted, strings.Join([]string{r.GetInstance(), r.GetTimeout().AsDuration().String(), r.GetRequestId()}, " "))
-		}, nil, 0, "node pve1: old 1m0s run/901"},
+			return status.Error(codes.Aborted, strings.Join([]string{r.GetInstance(), r.GetTimeout().AsDuration().String(), r.GetRequestId(),
+				r.GetOnBehalfOf()}, " "))
+		}, nil, 0, "node pve1: old 1m0s run/901 ann"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			n := one(t, &agent{restart: test.restart})
 			var phases []string
-			c, err := n.Restart(t.Context(), node.Restart{CTID: 901, Instance: "old", Timeout: time.Minute, RequestID: "run/901"},
+			c, err := n.Restart(t.Context(), node.Restart{CTID: 901, Instance: "old", Timeout: time.Minute, RequestID: "run/901", Who: "ann"},
 				func(phase, message string) { phases = append(phases, phase+" "+message) })
 			if !slices.Equal(phases, test.phases) {
 				t.Errorf("phases %q, want %q", phases, test.phases)

@@ -53,6 +53,7 @@ type Agent struct {
 	mu         sync.Mutex
 	containers map[int32]*typev1.Container
 	calls      []string
+	actedFor   []string
 	starts     int
 }
 
@@ -117,6 +118,14 @@ func (a *Agent) Calls() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.calls)
+}
+
+// ActedFor returns who the calls that change something named as the one they were made for, in their order:
+// "Restart ann".
+func (a *Agent) ActedFor() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.actedFor)
 }
 
 func (a *Agent) startLocked(c *typev1.Container) {
@@ -204,7 +213,11 @@ func (a *Agent) GetContainer(_ context.Context, req *agentv1.GetContainerRequest
 	if c == nil {
 		return nil, notFound(req.GetCtid())
 	}
-	return &agentv1.GetContainerResponse{Container: proto.CloneOf(c), Conf: conf(c.GetConfigured())}, a.Fail["GetContainer"]
+	resp := &agentv1.GetContainerResponse{Container: proto.CloneOf(c), Conf: conf(c.GetConfigured())}
+	if req.GetIncludeEffectiveEntries() && c.GetEffective() != nil {
+		resp.EffectiveEntries = []*typev1.ConfEntry{{Key: "lxc.uts.name", Value: fmt.Sprintf("ct%d", c.GetCtid())}}
+	}
+	return resp, a.Fail["GetContainer"]
 }
 
 func conf(p *typev1.Passthrough) []byte {
@@ -220,6 +233,7 @@ func conf(p *typev1.Passthrough) []byte {
 func (a *Agent) PatchConf(_ context.Context, req *agentv1.PatchConfRequest) (*agentv1.PatchConfResponse, error) {
 	if !req.GetDryRun() {
 		a.called("PatchConf", req.GetCtid())
+		a.named("PatchConf", req.GetOnBehalfOf())
 	}
 	if err := a.Fail["PatchConf"]; err != nil {
 		return nil, err
@@ -263,12 +277,14 @@ func (a *Agent) GetRevision(_ context.Context, req *agentv1.GetRevisionRequest) 
 // RestoreRevision shows the request_id in the answer.
 func (a *Agent) RestoreRevision(_ context.Context, req *agentv1.RestoreRevisionRequest) (*agentv1.RestoreRevisionResponse, error) {
 	a.called("RestoreRevision", req.GetCtid())
+	a.named("RestoreRevision", req.GetOnBehalfOf())
 	return &agentv1.RestoreRevisionResponse{After: []byte("memory: 256\n"), Digest: "restored for " + req.GetRequestId()}, a.Fail["RestoreRevision"]
 }
 
 // Restart starts the container with what is configured.
 func (a *Agent) Restart(req *agentv1.RestartRequest, s agentv1.ContainerService_RestartServer) error {
 	a.called("Restart", req.GetCtid())
+	a.named("Restart", req.GetOnBehalfOf())
 	if err := s.Send(progress(typev1.RestartPhase_RESTART_PHASE_SHUTTING_DOWN, nil)); err != nil {
 		return err
 	}
@@ -362,6 +378,12 @@ func (a *Agent) Exec(s agentv1.ExecService_ExecServer) error {
 }
 
 func output(o *typev1.ExecOutput) *agentv1.ExecResponse { return &agentv1.ExecResponse{Output: o} }
+
+func (a *Agent) named(rpc, who string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.actedFor = append(a.actedFor, rpc+" "+who)
+}
 
 func (a *Agent) called(rpc string, ctid int32) {
 	a.mu.Lock()

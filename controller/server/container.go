@@ -37,13 +37,15 @@ func (s *containerService) GetContainer(ctx context.Context, req *controllerv1.G
 	if err != nil {
 		return nil, err
 	}
-	resp, err := n.Containers().GetContainer(ctx, &agentv1.GetContainerRequest{Ctid: req.GetCtid()})
+	resp, err := n.Containers().GetContainer(ctx, &agentv1.GetContainerRequest{
+		Ctid: req.GetCtid(), IncludeEffectiveEntries: req.GetIncludeEffectiveEntries(),
+	})
 	if err != nil {
 		return nil, err
 	}
 	return &controllerv1.GetContainerResponse{
 		Container: resp.GetContainer(), Conf: resp.GetConf(), Entries: resp.GetEntries(), Snapshots: resp.GetSnapshots(),
-		Pending: resp.GetPending(),
+		Pending: resp.GetPending(), EffectiveEntries: resp.GetEffectiveEntries(),
 	}, nil
 }
 
@@ -78,7 +80,7 @@ func (s *containerService) RestoreRevision(ctx context.Context, req *controllerv
 	}
 	resp, err := n.Containers().RestoreRevision(ctx, &agentv1.RestoreRevisionRequest{
 		Ctid: req.GetCtid(), Revision: req.GetRevision(), Digest: req.GetDigest(), DryRun: req.GetDryRun(),
-		RequestId: requestName(ctx),
+		RequestId: requestName(ctx), OnBehalfOf: node.OnBehalfOf(callerOf(ctx).who),
 	})
 	if err != nil {
 		return nil, err
@@ -94,7 +96,8 @@ func (s *containerService) Restart(req *controllerv1.RestartRequest, down contro
 		return err
 	}
 	up, err := n.Containers().Restart(ctx, &agentv1.RestartRequest{
-		Ctid: req.GetCtid(), Timeout: req.GetTimeout(), NoForce: req.GetNoForce(), RequestId: requestName(ctx),
+		Ctid: req.GetCtid(), Timeout: req.GetTimeout(), NoForce: req.GetNoForce(),
+		RequestId: requestName(ctx), OnBehalfOf: node.OnBehalfOf(callerOf(ctx).who),
 	})
 	if err != nil {
 		return err

@@ -84,6 +84,13 @@ func TestContainer(t *testing.T) {
 	if err != nil || got.GetContainer().GetNode() != "pve2" || !strings.HasPrefix(string(got.GetConf()), "memory: 512\n") {
 		t.Errorf("GetContainer: %v, %v", got, err)
 	}
+	if got.GetEffectiveEntries() != nil {
+		t.Errorf("GetContainer: effective entries that nobody asked for: %v", got.GetEffectiveEntries())
+	}
+	got, err = f.Containers.GetContainer(ctx, &controllerv1.GetContainerRequest{Ctid: 901, IncludeEffectiveEntries: true})
+	if e := got.GetEffectiveEntries(); err != nil || len(e) != 1 || e[0].GetKey() != "lxc.uts.name" || e[0].GetValue() != "ct901" {
+		t.Errorf("GetContainer with effective entries: %v, %v", e, err)
+	}
 	revisions, err := f.Containers.ListRevisions(ctx, &controllerv1.ListRevisionsRequest{Ctid: 901})
 	if err != nil || len(revisions.GetRevisions()) != 1 {
 		t.Errorf("ListRevisions: %v, %v", revisions, err)
@@ -122,6 +129,10 @@ func TestContainer(t *testing.T) {
 	}
 	if got, want := pve2.Calls(), []string{"RestoreRevision 901", "Probe 901", "Restart 901"}; !slices.Equal(got, want) {
 		t.Errorf("calls %q, want %q", got, want)
+	}
+	// The agents see the controller's certificate; whose call it was they are told.
+	if got, want := pve2.ActedFor(), []string{"RestoreRevision ann", "Restart ann"}; !slices.Equal(got, want) {
+		t.Errorf("acted for %q, want %q", got, want)
 	}
 }
 

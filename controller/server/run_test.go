@@ -170,6 +170,9 @@ func TestApply(t *testing.T) {
 	if want := []string{"CHECK_DEVICES UNCHANGED", "PATCH_CONF SUCCEEDED", "RESTART SUCCEEDED", "VERIFY_DEVICES SUCCEEDED"}; !slices.Equal(ended, want) {
 		t.Errorf("steps %q, want %q", ended, want)
 	}
+	if got, want := pve1.ActedFor(), []string{"PatchConf ann", "Restart ann"}; !slices.Equal(got, want) {
+		t.Errorf("acted for %q, want %q", got, want)
+	}
 	if got, want := pve1.Calls(), []string{"PrepareDevices", "PatchConf 901", "Restart 901", "Probe 901"}; !slices.Equal(got, want) {
 		t.Errorf("calls %q, want %q", got, want)
 	}

@@ -599,9 +599,12 @@ func (x *ListContainersResponse) GetVmIds() []int32 {
 type GetContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. CTID of the container.
-	Ctid          int32 `protobuf:"varint,1,opt,name=ctid,proto3" json:"ctid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ctid int32 `protobuf:"varint,1,opt,name=ctid,proto3" json:"ctid,omitempty"`
+	// Optional. Whether to ask LXC for the effective entries too: some 60 questions to the container's monitor, ten
+	// seconds at most. Default false.
+	IncludeEffectiveEntries bool `protobuf:"varint,2,opt,name=include_effective_entries,json=includeEffectiveEntries,proto3" json:"include_effective_entries,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *GetContainerRequest) Reset() {
@@ -641,6 +644,13 @@ func (x *GetContainerRequest) GetCtid() int32 {
 	return 0
 }
 
+func (x *GetContainerRequest) GetIncludeEffectiveEntries() bool {
+	if x != nil {
+		return x.IncludeEffectiveEntries
+	}
+	return false
+}
+
 // GetContainerResponse is the answer of GetContainer.
 type GetContainerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -654,9 +664,14 @@ type GetContainerResponse struct {
 	// Output only. Names of the snapshots in the conf, in the order of the file.
 	Snapshots []string `protobuf:"bytes,4,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
 	// Output only. Properties that wait in [pve:pending] for the next stop.
-	Pending       []*v1.ConfEntry `protobuf:"bytes,5,rep,name=pending,proto3" json:"pending,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Pending []*v1.ConfEntry `protobuf:"bytes,5,rep,name=pending,proto3" json:"pending,omitempty"`
+	// Output only. LXC's configuration as the running container was started with it, whatever its conf says now, in
+	// a fixed order of the keys; of the keys that tell what a container is and may do, those that are set. The line is
+	// that of a raw line of the conf which says the same, 0 if there is none. Empty unless asked for, and if the
+	// container does not run.
+	EffectiveEntries []*v1.ConfEntry `protobuf:"bytes,6,rep,name=effective_entries,json=effectiveEntries,proto3" json:"effective_entries,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetContainerResponse) Reset() {
@@ -724,6 +739,13 @@ func (x *GetContainerResponse) GetPending() []*v1.ConfEntry {
 	return nil
 }
 
+func (x *GetContainerResponse) GetEffectiveEntries() []*v1.ConfEntry {
+	if x != nil {
+		return x.EffectiveEntries
+	}
+	return nil
+}
+
 // PatchConfRequest is the request of PatchConf.
 type PatchConfRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -738,7 +760,10 @@ type PatchConfRequest struct {
 	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Optional. Caller's name for this attempt, at most 128 printable ASCII characters; kept with the
 	// revision and in the log.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. Who the caller acts for, as the caller knows them: at most 256 bytes of printable characters. Kept
+	// with the revision and in the log beside the identity in the caller's certificate, never in its place.
+	OnBehalfOf    string `protobuf:"bytes,6,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +829,13 @@ func (x *PatchConfRequest) GetDryRun() bool {
 func (x *PatchConfRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PatchConfRequest) GetOnBehalfOf() string {
+	if x != nil {
+		return x.OnBehalfOf
 	}
 	return ""
 }
@@ -1442,7 +1474,9 @@ type RestoreRevisionRequest struct {
 	// Optional. If true, nothing is written.
 	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Optional. As in PatchConfRequest.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. As in PatchConfRequest.
+	OnBehalfOf    string `protobuf:"bytes,6,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1508,6 +1542,13 @@ func (x *RestoreRevisionRequest) GetDryRun() bool {
 func (x *RestoreRevisionRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RestoreRevisionRequest) GetOnBehalfOf() string {
+	if x != nil {
+		return x.OnBehalfOf
 	}
 	return ""
 }
@@ -1590,7 +1631,9 @@ type RestartRequest struct {
 	// the call fails with ABORTED (INSTANCE_CHANGED): somebody restarted it already.
 	Instance string `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
 	// Optional. As in PatchConfRequest.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. As in PatchConfRequest; kept with the revision of a roll-back.
+	OnBehalfOf    string `protobuf:"bytes,6,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1656,6 +1699,13 @@ func (x *RestartRequest) GetInstance() string {
 func (x *RestartRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RestartRequest) GetOnBehalfOf() string {
+	if x != nil {
+		return x.OnBehalfOf
 	}
 	return ""
 }
@@ -1940,15 +1990,17 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1a.phoenix.type.v1.ContainerR\n" +
 	"containers\x12\x15\n" +
-	"\x06vm_ids\x18\x02 \x03(\x05R\x05vmIds\")\n" +
+	"\x06vm_ids\x18\x02 \x03(\x05R\x05vmIds\"e\n" +
 	"\x13GetContainerRequest\x12\x12\n" +
-	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\"\xee\x01\n" +
+	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12:\n" +
+	"\x19include_effective_entries\x18\x02 \x01(\bR\x17includeEffectiveEntries\"\xb7\x02\n" +
 	"\x14GetContainerResponse\x128\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x1a.phoenix.type.v1.ContainerR\tcontainer\x12\x12\n" +
 	"\x04conf\x18\x02 \x01(\fR\x04conf\x124\n" +
 	"\aentries\x18\x03 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\aentries\x12\x1c\n" +
 	"\tsnapshots\x18\x04 \x03(\tR\tsnapshots\x124\n" +
-	"\apending\x18\x05 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\apending\"\xb7\x01\n" +
+	"\apending\x18\x05 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\apending\x12G\n" +
+	"\x11effective_entries\x18\x06 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\x10effectiveEntries\"\xd9\x01\n" +
 	"\x10PatchConfRequest\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12?\n" +
 	"\n" +
@@ -1957,7 +2009,9 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x17\n" +
 	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId\"\xbf\x02\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x12 \n" +
+	"\fon_behalf_of\x18\x06 \x01(\tR\n" +
+	"onBehalfOf\"\xbf\x02\n" +
 	"\rConfOperation\x12K\n" +
 	"\x0fset_passthrough\x18\x01 \x01(\v2 .phoenix.agent.v1.SetPassthroughH\x00R\x0esetPassthrough\x12B\n" +
 	"\fset_property\x18\x02 \x01(\v2\x1d.phoenix.agent.v1.SetPropertyH\x00R\vsetProperty\x12H\n" +
@@ -1990,25 +2044,29 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"`\n" +
 	"\x13GetRevisionResponse\x125\n" +
 	"\brevision\x18\x01 \x01(\v2\x19.phoenix.type.v1.RevisionR\brevision\x12\x12\n" +
-	"\x04conf\x18\x02 \x01(\fR\x04conf\"\x98\x01\n" +
+	"\x04conf\x18\x02 \x01(\fR\x04conf\"\xba\x01\n" +
 	"\x16RestoreRevisionRequest\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x17\n" +
 	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId\"_\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x12 \n" +
+	"\fon_behalf_of\x18\x06 \x01(\tR\n" +
+	"onBehalfOf\"_\n" +
 	"\x17RestoreRevisionResponse\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\fR\x06before\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\fR\x05after\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\tR\x06digest\"\xaf\x01\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\"\xd1\x01\n" +
 	"\x0eRestartRequest\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x19\n" +
 	"\bno_force\x18\x03 \x01(\bR\anoForce\x12\x1a\n" +
 	"\binstance\x18\x04 \x01(\tR\binstance\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId\"O\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x12 \n" +
+	"\fon_behalf_of\x18\x06 \x01(\tR\n" +
+	"onBehalfOf\"O\n" +
 	"\x0fRestartResponse\x12<\n" +
 	"\bprogress\x18\x01 \x01(\v2 .phoenix.type.v1.RestartProgressR\bprogress\">\n" +
 	"\fProbeRequest\x12\x12\n" +
@@ -2113,51 +2171,52 @@ var file_phoenix_agent_v1_agent_proto_depIdxs = []int32{
 	34, // 9: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
 	38, // 10: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
 	38, // 11: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	14, // 12: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
-	15, // 13: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
-	16, // 14: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
-	17, // 15: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
-	18, // 16: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
-	36, // 17: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
-	39, // 18: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
-	40, // 19: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	40, // 20: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	41, // 21: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	42, // 22: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	43, // 23: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	44, // 24: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	45, // 25: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	0,  // 26: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
-	2,  // 27: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
-	5,  // 28: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
-	7,  // 29: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
-	9,  // 30: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
-	11, // 31: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
-	13, // 32: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
-	20, // 33: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
-	22, // 34: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
-	24, // 35: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
-	26, // 36: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
-	28, // 37: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
-	30, // 38: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
-	1,  // 39: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
-	3,  // 40: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
-	6,  // 41: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
-	8,  // 42: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
-	10, // 43: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
-	12, // 44: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
-	19, // 45: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
-	21, // 46: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
-	23, // 47: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
-	25, // 48: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
-	27, // 49: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
-	29, // 50: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
-	31, // 51: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
-	39, // [39:52] is the sub-list for method output_type
-	26, // [26:39] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	38, // 12: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	14, // 13: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
+	15, // 14: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
+	16, // 15: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
+	17, // 16: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
+	18, // 17: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
+	36, // 18: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
+	39, // 19: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
+	40, // 20: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	40, // 21: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	41, // 22: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	42, // 23: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	43, // 24: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	44, // 25: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	45, // 26: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	0,  // 27: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
+	2,  // 28: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
+	5,  // 29: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
+	7,  // 30: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
+	9,  // 31: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
+	11, // 32: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
+	13, // 33: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
+	20, // 34: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
+	22, // 35: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
+	24, // 36: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
+	26, // 37: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
+	28, // 38: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
+	30, // 39: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
+	1,  // 40: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
+	3,  // 41: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
+	6,  // 42: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
+	8,  // 43: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
+	10, // 44: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
+	12, // 45: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
+	19, // 46: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
+	21, // 47: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
+	23, // 48: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
+	25, // 49: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
+	27, // 50: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
+	29, // 51: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
+	31, // 52: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
+	40, // [40:53] is the sub-list for method output_type
+	27, // [27:40] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_agent_v1_agent_proto_init() }

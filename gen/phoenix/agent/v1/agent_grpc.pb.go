@@ -374,9 +374,11 @@ type ContainerServiceClient interface {
 	//
 	// Fails with CONF_FS_UNAVAILABLE.
 	ListContainers(ctx context.Context, in *ListContainersRequest, opts ...grpc.CallOption) (*ListContainersResponse, error)
-	// GetContainer returns one container and its conf.
+	// GetContainer returns one container and its conf, and if asked for also what the running container was
+	// started with. It starts no process.
 	//
-	// Fails with CONTAINER_NOT_FOUND or CONF_FS_UNAVAILABLE.
+	// Fails with CONTAINER_NOT_FOUND or CONF_FS_UNAVAILABLE, and where the effective entries are asked for with
+	// INSTANCE_CHANGED if the container was started anew meanwhile.
 	GetContainer(ctx context.Context, in *GetContainerRequest, opts ...grpc.CallOption) (*GetContainerResponse, error)
 	// PatchConf applies operations to the conf of one container in one write, under Proxmox's lock.
 	// Lines that the operations do not concern keep their bytes. If nothing has to change, nothing is
@@ -532,9 +534,11 @@ type ContainerServiceServer interface {
 	//
 	// Fails with CONF_FS_UNAVAILABLE.
 	ListContainers(context.Context, *ListContainersRequest) (*ListContainersResponse, error)
-	// GetContainer returns one container and its conf.
+	// GetContainer returns one container and its conf, and if asked for also what the running container was
+	// started with. It starts no process.
 	//
-	// Fails with CONTAINER_NOT_FOUND or CONF_FS_UNAVAILABLE.
+	// Fails with CONTAINER_NOT_FOUND or CONF_FS_UNAVAILABLE, and where the effective entries are asked for with
+	// INSTANCE_CHANGED if the container was started anew meanwhile.
 	GetContainer(context.Context, *GetContainerRequest) (*GetContainerResponse, error)
 	// PatchConf applies operations to the conf of one container in one write, under Proxmox's lock.
 	// Lines that the operations do not concern keep their bytes. If nothing has to change, nothing is

@@ -2700,9 +2700,11 @@ func (x *ListContainersResponse) GetUnreachable() []*v1.NodeError {
 type GetContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. CTID of the container.
-	Ctid          int32 `protobuf:"varint,1,opt,name=ctid,proto3" json:"ctid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ctid int32 `protobuf:"varint,1,opt,name=ctid,proto3" json:"ctid,omitempty"`
+	// Optional. Whether to ask LXC for the effective entries too. Default false.
+	IncludeEffectiveEntries bool `protobuf:"varint,2,opt,name=include_effective_entries,json=includeEffectiveEntries,proto3" json:"include_effective_entries,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *GetContainerRequest) Reset() {
@@ -2742,6 +2744,13 @@ func (x *GetContainerRequest) GetCtid() int32 {
 	return 0
 }
 
+func (x *GetContainerRequest) GetIncludeEffectiveEntries() bool {
+	if x != nil {
+		return x.IncludeEffectiveEntries
+	}
+	return false
+}
+
 // GetContainerResponse is the answer of GetContainer.
 type GetContainerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2755,9 +2764,14 @@ type GetContainerResponse struct {
 	// Output only. Names of the snapshots in the conf, in the order of the file.
 	Snapshots []string `protobuf:"bytes,4,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
 	// Output only. Properties that wait in [pve:pending] for the next stop.
-	Pending       []*v1.ConfEntry `protobuf:"bytes,5,rep,name=pending,proto3" json:"pending,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Pending []*v1.ConfEntry `protobuf:"bytes,5,rep,name=pending,proto3" json:"pending,omitempty"`
+	// Output only. LXC's configuration as the running container was started with it, whatever its conf says now, in
+	// a fixed order of the keys; of the keys that tell what a container is and may do, those that are set. The line is
+	// that of a raw line of the conf which says the same, 0 if there is none. Empty unless asked for, and if the
+	// container does not run.
+	EffectiveEntries []*v1.ConfEntry `protobuf:"bytes,6,rep,name=effective_entries,json=effectiveEntries,proto3" json:"effective_entries,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetContainerResponse) Reset() {
@@ -2821,6 +2835,13 @@ func (x *GetContainerResponse) GetSnapshots() []string {
 func (x *GetContainerResponse) GetPending() []*v1.ConfEntry {
 	if x != nil {
 		return x.Pending
+	}
+	return nil
+}
+
+func (x *GetContainerResponse) GetEffectiveEntries() []*v1.ConfEntry {
+	if x != nil {
+		return x.EffectiveEntries
 	}
 	return nil
 }
@@ -3640,15 +3661,17 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1a.phoenix.type.v1.ContainerR\n" +
 	"containers\x12<\n" +
-	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\")\n" +
+	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\"e\n" +
 	"\x13GetContainerRequest\x12\x12\n" +
-	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\"\xee\x01\n" +
+	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12:\n" +
+	"\x19include_effective_entries\x18\x02 \x01(\bR\x17includeEffectiveEntries\"\xb7\x02\n" +
 	"\x14GetContainerResponse\x128\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x1a.phoenix.type.v1.ContainerR\tcontainer\x12\x12\n" +
 	"\x04conf\x18\x02 \x01(\fR\x04conf\x124\n" +
 	"\aentries\x18\x03 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\aentries\x12\x1c\n" +
 	"\tsnapshots\x18\x04 \x03(\tR\tsnapshots\x124\n" +
-	"\apending\x18\x05 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\apending\"*\n" +
+	"\apending\x18\x05 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\apending\x12G\n" +
+	"\x11effective_entries\x18\x06 \x03(\v2\x1a.phoenix.type.v1.ConfEntryR\x10effectiveEntries\"*\n" +
 	"\x14ListRevisionsRequest\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\"P\n" +
 	"\x15ListRevisionsResponse\x127\n" +
@@ -3874,56 +3897,57 @@ var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	55, // 44: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
 	61, // 45: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
 	61, // 46: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	62, // 47: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	62, // 48: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	57, // 49: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	63, // 50: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	56, // 51: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	64, // 52: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	65, // 53: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	6,  // 54: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
-	8,  // 55: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
-	11, // 56: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
-	14, // 57: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
-	19, // 58: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
-	25, // 59: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
-	27, // 60: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
-	29, // 61: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
-	31, // 62: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
-	33, // 63: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
-	35, // 64: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
-	37, // 65: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
-	39, // 66: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
-	41, // 67: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
-	43, // 68: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
-	45, // 69: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
-	47, // 70: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
-	49, // 71: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
-	51, // 72: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
-	7,  // 73: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
-	9,  // 74: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
-	12, // 75: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
-	15, // 76: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
-	20, // 77: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
-	26, // 78: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
-	28, // 79: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
-	30, // 80: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
-	32, // 81: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
-	34, // 82: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
-	36, // 83: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
-	38, // 84: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
-	40, // 85: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
-	42, // 86: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
-	44, // 87: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
-	46, // 88: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
-	48, // 89: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
-	50, // 90: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
-	52, // 91: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
-	73, // [73:92] is the sub-list for method output_type
-	54, // [54:73] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	61, // 47: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	62, // 48: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	62, // 49: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	57, // 50: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	63, // 51: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	56, // 52: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	64, // 53: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	65, // 54: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	6,  // 55: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
+	8,  // 56: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
+	11, // 57: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
+	14, // 58: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
+	19, // 59: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
+	25, // 60: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
+	27, // 61: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
+	29, // 62: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
+	31, // 63: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
+	33, // 64: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
+	35, // 65: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
+	37, // 66: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
+	39, // 67: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
+	41, // 68: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
+	43, // 69: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
+	45, // 70: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
+	47, // 71: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
+	49, // 72: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
+	51, // 73: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
+	7,  // 74: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
+	9,  // 75: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
+	12, // 76: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
+	15, // 77: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
+	20, // 78: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
+	26, // 79: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
+	28, // 80: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
+	30, // 81: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
+	32, // 82: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
+	34, // 83: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
+	36, // 84: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
+	38, // 85: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
+	40, // 86: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
+	42, // 87: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
+	44, // 88: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
+	46, // 89: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
+	48, // 90: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
+	50, // 91: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
+	52, // 92: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
+	74, // [74:93] is the sub-list for method output_type
+	55, // [55:74] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_controller_v1_controller_proto_init() }

@@ -859,7 +859,7 @@ type ConfEntry struct {
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Output only. Value.
 	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// Output only. Line in the file, from 1.
+	// Output only. Line in the file, from 1; 0 for an effective entry that no line of the file stands for.
 	Line          int32 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -931,8 +931,11 @@ type Revision struct {
 	Digest string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Output only. Digest of the content that replaced it.
 	ReplacedByDigest string `protobuf:"bytes,6,opt,name=replaced_by_digest,json=replacedByDigest,proto3" json:"replaced_by_digest,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Output only. Who the caller acted for, as the caller told it: on_behalf_of of its request. Empty if it told
+	// nobody.
+	OnBehalfOf    string `protobuf:"bytes,7,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Revision) Reset() {
@@ -1003,6 +1006,13 @@ func (x *Revision) GetDigest() string {
 func (x *Revision) GetReplacedByDigest() string {
 	if x != nil {
 		return x.ReplacedByDigest
+	}
+	return ""
+}
+
+func (x *Revision) GetOnBehalfOf() string {
+	if x != nil {
+		return x.OnBehalfOf
 	}
 	return ""
 }
@@ -1226,7 +1236,7 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\tConfEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\x05R\x04line\"\xcd\x01\n" +
+	"\x04line\x18\x03 \x01(\x05R\x04line\"\xef\x01\n" +
 	"\bRevision\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -1234,7 +1244,9 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12\x10\n" +
 	"\x03why\x18\x04 \x01(\tR\x03why\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\x12,\n" +
-	"\x12replaced_by_digest\x18\x06 \x01(\tR\x10replacedByDigest\"\xef\x01\n" +
+	"\x12replaced_by_digest\x18\x06 \x01(\tR\x10replacedByDigest\x12 \n" +
+	"\fon_behalf_of\x18\a \x01(\tR\n" +
+	"onBehalfOf\"\xef\x01\n" +
 	"\vProbeResult\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tgpu_index\x18\x02 \x01(\x05R\bgpuIndex\x12\x1a\n" +
