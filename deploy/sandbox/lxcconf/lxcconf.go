@@ -1,30 +1,27 @@
 // Package lxcconf turns a Proxmox container conf into the LXC configuration that Proxmox starts the
 // container with. It is pure: what it must know of the machine is passed in.
 //
-// The order of the lines and every text in them follow PVE::LXC::update_lxc_config of pve-container
-// 6.1 (reference/proxmox-lxc.md, chapter 7.2).
+// The lines, their order and every text in them are those of PVE::LXC::update_lxc_config of pve-container
+// 6.1.10 (reference/proxmox-lxc.md, chapter 7.2), but for [LeftOut]; a test holds them against Proxmox's own.
 package lxcconf
 
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"phoenix.internal/agent/pveconf"
 )
 
 // A Host is what the generated lines depend on beside the conf. The zero value is a machine without
-// AppArmor, seccomp, network, devices and cgroup controllers.
+// networks for containers, devices and cgroup controllers.
 type Host struct {
-	Include  func(name string) bool            // whether LXC's folder of shared configs has this file; nil: none
-	Device   func(path string) (Device, error) // stats a device node of the host; nil: none exists
-	AppArmor bool                              // write AppArmor's lines
-	Seccomp  bool                              // write Proxmox's own seccomp profile for unprivileged containers
-	Network  bool                              // write a veth for each netN; if false a container has only its loopback
-	Memory   bool                              // the memory controller can be used
-	CPU      bool                              // the cpu controller can be used
-	CPUs     int                               // CPUs that cpuset may name; 0: no cpuset controller
+	Include func(name string) bool            // whether LXC's folder of shared configs has this file; nil: none
+	Device  func(path string) (Device, error) // stats a device node of the host; nil: none exists
+	Network *Network                          // of containers; nil: see [WithoutNetwork]
+	Memory  bool                              // the memory controller can be used
+	CPU     bool                              // the cpu controller can be used
+	CPUs    int                               // CPUs that cpuset may name; 0: no cpuset controller
 }
 
 // A Device is a device node of the host.
@@ -35,9 +32,14 @@ type Device struct {
 
 const includeDir = "/usr/share/lxc/config/"
 
-// Generate returns the LXC config of a container. Its errors are Proxmox's own words.
+// Generate returns the LXC config of a container, or nil for a template, for which Proxmox writes none.
+// It returns an error where Proxmox refuses to start the container. Which CPUs a container with cores
+// gets Proxmox leaves to chance; here they are the first.
 func Generate(ctid int32, conf *pveconf.File, host Host) ([]byte, error) {
 	g := generator{ctid: ctid, host: host, conf: conf}
+	if truth(g.value("template", "")) {
+		return nil, nil
+	}
 	if err := g.run(); err != nil {
 		return nil, err
 	}
@@ -63,20 +65,10 @@ func (g *generator) value(key, fallback string) string {
 	return fallback
 }
 
-func (g *generator) number(key string, fallback int64) int64 {
-	v, ok := g.conf.Property(key)
-	if !ok {
-		return fallback
-	}
-	n, err := strconv.ParseInt(v, 10, 64)
-	if err != nil {
-		return 0 // as Perl reads it
-	}
-	return n
-}
+func (g *generator) hasRaw(key string) bool { return hasRaw(g.conf, key) }
 
-func (g *generator) hasRaw(key string) bool {
-	for _, e := range g.conf.Raw() {
+func hasRaw(conf *pveconf.File, key string) bool {
+	for _, e := range conf.Raw() {
 		if e.Key == key {
 			return true
 		}
@@ -85,16 +77,26 @@ func (g *generator) hasRaw(key string) bool {
 }
 
 func (g *generator) run() error {
-	arch, ok := g.conf.Property("arch")
-	if !ok {
+	if _, err := g.conf.ConfigJSON(); err != nil { // Proxmox's parser dies
+		return err
+	}
+	if v, ok := g.conf.Property("lxc"); ok { // Proxmox keeps the raw lines under this name
+		return fmt.Errorf("Can't use string (%q) as an ARRAY ref", v)
+	}
+	arch := g.value("arch", "")
+	if !truth(arch) {
 		return errors.New("missing 'arch' - internal error")
 	}
-	ostype, ok := g.conf.Property("ostype")
-	if !ok {
+	ostype := g.value("ostype", "")
+	if !truth(ostype) {
 		return errors.New("missing 'ostype' - internal error")
 	}
-	features := items(g.value("features", ""))
-	unprivileged := Unprivileged(g.conf)
+	features, err := featuresFormat.read("features", g.value("features", ""))
+	if err != nil {
+		return err
+	}
+	unprivileged := truth(g.value("unprivileged", ""))
+	entrypoint := g.value("entrypoint", "")
 
 	g.line("lxc.cgroup.relative", "0")
 	g.line("lxc.cgroup.dir.monitor", "lxc.monitor/%d", g.ctid)
@@ -102,83 +104,64 @@ func (g *generator) run() error {
 	g.line("lxc.cgroup.dir.container.inner", "ns")
 	g.line("lxc.arch", "%s", arch)
 	g.line("lxc.include", "%s", g.include(ostype, "common.conf"))
-	if unprivileged {
+	if Unprivileged(g.conf) {
 		g.line("lxc.include", "%s", g.include(ostype, "userns.conf"))
 	}
-	g.security(unprivileged, features)
-	if features["fuse"] == "1" {
+	if on(features["fuse"]) {
 		g.line("lxc.mount.entry", "/dev/fuse dev/fuse none bind,create=file 0 0")
 	}
-	if unprivileged && features["force_rw_sys"] != "1" {
+	if unprivileged && !on(features["force_rw_sys"]) {
 		g.line("lxc.mount.auto", "sys:mixed")
 	}
-	entrypoint := g.value("entrypoint", "/sbin/init")
-	if entrypoint != "/sbin/init" {
+	if entrypoint != "" && entrypoint != "/sbin/init" {
 		g.line("lxc.mount.entry", "shm dev/shm tmpfs rw,nosuid,nodev,create=dir 0 0")
 	}
 	if err := g.devices(); err != nil {
 		return err
 	}
 	g.line("lxc.monitor.unshare", "1")
-	if g.value("unprivileged", "0") == "1" && !g.hasRaw("lxc.idmap") {
+	if unprivileged && !g.hasRaw("lxc.idmap") {
 		g.line("lxc.idmap", "u 0 100000 65536")
 		g.line("lxc.idmap", "g 0 100000 65536")
 	}
-	if g.value("console", "1") == "0" {
+	if !truth(g.value("console", "1")) {
 		g.line("lxc.console.path", "none")
 		g.line("lxc.cgroup2.devices.deny", "c 5:1 rwm")
 	}
-	g.line("lxc.tty.max", "%d", g.number("tty", 2))
+	g.line("lxc.tty.max", "%s", g.value("tty", "2"))
 	g.line("lxc.environment", "TERM=linux")
-	g.line("lxc.uts.name", "%s", g.value("hostname", fmt.Sprintf("CT%d", g.ctid)))
+	hostname := g.value("hostname", "")
+	if !truth(hostname) {
+		hostname = fmt.Sprintf("CT%d", g.ctid)
+	}
+	g.line("lxc.uts.name", "%s", hostname)
 	g.limits()
 	if _, ok := g.conf.Property("rootfs"); !ok {
 		return errors.New("missing 'rootfs' configuration")
 	}
 	g.line("lxc.rootfs.path", "/var/lib/lxc/%d/rootfs", g.ctid)
-	if entrypoint != "/sbin/init" {
+	if entrypoint != "" {
 		g.line("lxc.init.cmd", "%s", entrypoint)
 	}
-	g.network()
-	g.raw(func(key string) bool { return key == "lxc.environment.runtime" })
-	g.raw(func(key string) bool { return key != "lxc.environment.runtime" })
-	if cores := g.number("cores", 0); cores > 0 && g.host.CPUs > 0 && !g.hasRaw("lxc.cgroup2.cpuset.cpus") {
-		g.line("lxc.cgroup2.cpuset.cpus", "%s", firstCPUs(min(int(cores), g.host.CPUs)))
+	if err := g.network(); err != nil {
+		return err
+	}
+	g.environment()
+	for _, e := range g.conf.Raw() {
+		if e.Key != runtimeKey {
+			g.line(e.Key, "%s", e.Value)
+		}
+	}
+	if cores := g.value("cores", ""); truth(cores) && g.host.CPUs > 0 && !g.hasRaw("lxc.cgroup2.cpuset.cpus") {
+		g.line("lxc.cgroup2.cpuset.cpus", "%s", firstCPUs(min(number(cores), float64(g.host.CPUs))))
 	}
 	return nil
 }
 
-// raw writes the raw lines whose key is wanted, in the order of the file.
-func (g *generator) raw(wanted func(key string) bool) {
-	for _, e := range g.conf.Raw() {
-		if wanted(e.Key) {
-			g.line(e.Key, "%s", e.Value)
-		}
-	}
-}
-
 // Unprivileged tells whether the container has a user namespace: it says so, or has a map of its own.
 func Unprivileged(conf *pveconf.File) bool {
-	if v, _ := conf.Property("unprivileged"); v == "1" {
-		return true
-	}
-	for _, e := range conf.Raw() {
-		if e.Key == "lxc.idmap" {
-			return true
-		}
-	}
-	return false
-}
-
-// items splits a property like features or netN, "nesting=1,mount=nfs;cifs".
-func items(value string) map[string]string {
-	m := map[string]string{}
-	for item := range strings.SplitSeq(value, ",") {
-		if key, v, ok := strings.Cut(item, "="); ok {
-			m[key] = v
-		}
-	}
-	return m
+	v, _ := conf.Property("unprivileged")
+	return truth(v) || hasRaw(conf, "lxc.idmap")
 }
 
 func (g *generator) include(ostype, name string) string {
@@ -186,32 +169,6 @@ func (g *generator) include(ostype, name string) string {
 		return includeDir + own
 	}
 	return includeDir + name
-}
-
-func (g *generator) security(unprivileged bool, features map[string]string) {
-	if g.host.Seccomp && unprivileged && !g.hasRaw("lxc.seccomp.profile") {
-		g.line("lxc.seccomp.profile", "/var/lib/lxc/%d/rules.seccomp", g.ctid)
-	}
-	if !g.host.AppArmor || g.hasRaw("lxc.apparmor.profile") {
-		return
-	}
-	g.line("lxc.apparmor.profile", "generated")
-	g.line("lxc.apparmor.raw", "allow mqueue,")
-	if features["nesting"] == "1" {
-		g.line("lxc.apparmor.allow_nesting", "1")
-		g.line("lxc.apparmor.raw", "allow userns,")
-	} else {
-		g.line("lxc.apparmor.raw", "deny mount -> /proc/,")
-		g.line("lxc.apparmor.raw", "deny mount -> /sys/,")
-	}
-	if types := features["mount"]; types != "" {
-		for fstype := range strings.SplitSeq(types, ";") {
-			g.line("lxc.apparmor.raw", "mount fstype=%s,", fstype)
-		}
-	}
-	if features["fuse"] == "1" {
-		g.line("lxc.apparmor.raw", "mount fstype=fuse,")
-	}
 }
 
 func (g *generator) devices() error {
@@ -243,45 +200,62 @@ func (g *generator) device(path string) (Device, error) {
 
 func (g *generator) limits() {
 	if g.host.Memory {
-		bytes := g.number("memory", 512) << 20
-		g.line("lxc.cgroup2.memory.max", "%d", bytes)
-		g.line("lxc.cgroup2.memory.high", "%d", bytes-min(bytes/128, 128<<20))
-		g.line("lxc.cgroup2.memory.swap.max", "%d", g.number("swap", 0)<<20)
+		memory := g.value("memory", "")
+		if !truth(memory) {
+			memory = "512"
+		}
+		mebibytes := number(memory)
+		high := mebibytes * 1016 / 1024
+		if mebibytes >= 16*1024 {
+			high = mebibytes - 128
+		}
+		g.line("lxc.cgroup2.memory.max", "%s", integer(mebibytes*(1<<20)))
+		g.line("lxc.cgroup2.memory.high", "%s", integer(high*(1<<20)))
+		g.line("lxc.cgroup2.memory.swap.max", "%s", integer(number(g.value("swap", "0"))*(1<<20)))
 	}
 	if !g.host.CPU {
 		return
 	}
-	if limit, err := strconv.ParseFloat(g.value("cpulimit", "0"), 64); err == nil && limit > 0 {
-		g.line("lxc.cgroup2.cpu.max", "%d 100000", int64(limit*100000))
+	if limit := g.value("cpulimit", ""); truth(limit) {
+		g.line("lxc.cgroup2.cpu.max", "%s 100000", integer(number(limit)*100000))
 	}
-	if _, ok := g.conf.Property("cpuunits"); ok {
-		g.line("lxc.cgroup2.cpu.weight", "%d", min(max(g.number("cpuunits", 100), 1), 10000))
+	if units, ok := g.conf.Property("cpuunits"); ok {
+		g.line("lxc.cgroup2.cpu.weight", "%s", units)
 	}
 }
 
-func (g *generator) network() {
-	if !g.host.Network {
-		g.line("lxc.net.0.type", "empty")
-		return
-	}
-	for n := range 32 {
-		value, ok := g.conf.Property(fmt.Sprintf("net%d", n))
-		if !ok {
-			continue
+// runtimeKey is the raw key whose lines Proxmox joins with NUL to the property env.
+const runtimeKey = "lxc.environment.runtime"
+
+// environment writes env: the property's value replaces what lines before it gave, lines after it add to it.
+func (g *generator) environment() {
+	var variables []string
+	line := 0
+	for _, e := range g.conf.Properties() {
+		if e.Key == "env" {
+			variables, line = strings.Split(e.Value, "\x00"), e.Line
 		}
-		net := items(value)
-		g.line(fmt.Sprintf("lxc.net.%d.type", n), "veth")
-		g.line(fmt.Sprintf("lxc.net.%d.veth.pair", n), "veth%di%d", g.ctid, n)
-		g.line(fmt.Sprintf("lxc.net.%d.hwaddr", n), "%s", net["hwaddr"])
-		g.line(fmt.Sprintf("lxc.net.%d.name", n), "%s", net["name"])
-		g.line(fmt.Sprintf("lxc.net.%d.mtu", n), "1500")
-		g.line(fmt.Sprintf("lxc.net.%d.script.up", n), "/usr/share/lxc/lxcnetaddbr")
+	}
+	for _, e := range g.conf.Raw() {
+		if e.Key == runtimeKey && e.Line > line {
+			variables = append(variables, e.Value)
+		}
+	}
+	for len(variables) > 0 && variables[len(variables)-1] == "" { // Perl's split drops empty fields at the end
+		variables = variables[:len(variables)-1]
+	}
+	for _, v := range variables {
+		g.line(runtimeKey, "%s", v)
 	}
 }
 
-func firstCPUs(n int) string {
-	if n == 1 {
+// firstCPUs names n CPUs; Proxmox drops the fraction, and names none where n is below 1.
+func firstCPUs(n float64) string {
+	switch {
+	case !(n >= 1):
+		return ""
+	case n < 2:
 		return "0"
 	}
-	return fmt.Sprintf("0-%d", n-1)
+	return fmt.Sprintf("0-%d", int(n)-1)
 }

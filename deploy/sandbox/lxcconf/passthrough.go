@@ -8,7 +8,7 @@ import (
 	"phoenix.internal/agent/pveconf"
 )
 
-var devKey = regexp.MustCompile(`^dev[0-9]{1,3}$`)
+var devKey = regexp.MustCompile(`^dev[0-9]+$`)
 
 // Passthrough reads the devN properties of the main section, ordered by key as text. Proxmox stops
 // at the first that it cannot read.

@@ -148,15 +148,15 @@ func checkQuorum() error {
 // (PVE::LXC::update_lxc_config).
 func updateLXCConfig(ctid int32, conf *pveconf.File) error {
 	path := filepath.Join(containerDir(ctid), "config")
-	if isTemplate(conf) {
+	b, err := lxcconf.Generate(ctid, conf, machine())
+	if err != nil {
+		return err
+	}
+	if b == nil {
 		if err := os.Remove(path); err != nil && !notFound(err) {
 			return err
 		}
 		return nil
-	}
-	b, err := lxcconf.Generate(ctid, conf, machine())
-	if err != nil {
-		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -168,6 +168,7 @@ func updateLXCConfig(ctid int32, conf *pveconf.File) error {
 	return os.Rename(temporary, path)
 }
 
+// machine is what Proxmox would find here. It has no Network: see lxcconf.WithoutNetwork.
 func machine() lxcconf.Host {
 	controllers := map[string]bool{}
 	if b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
