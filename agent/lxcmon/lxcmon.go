@@ -5,6 +5,7 @@ package lxcmon
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,7 +39,12 @@ func (e *PeerError) Error() string {
 type Client struct {
 	Path    string        // LXC's directory, part of the name of each socket; empty means /var/lib/lxc
 	Timeout time.Duration // for a whole question and answer; 0 means 2 s
+	Proc    string        // root of procfs; empty means /proc
 }
+
+func (c Client) path() string { return cmp.Or(c.Path, "/var/lib/lxc") }
+
+func (c Client) timeout() time.Duration { return cmp.Or(c.Timeout, 2*time.Second) }
 
 // Numbers of commands: lxc_cmd_t in lxc/commands.h.
 const (
@@ -130,11 +136,7 @@ const maxData = 1 << 20
 
 // ask sends one command. ErrNotRunning means that nobody listens, or that the monitor went away meanwhile.
 func (c Client) ask(ctid int32, command int32, data []byte) (answer, error) {
-	timeout := c.Timeout
-	if timeout == 0 {
-		timeout = 2 * time.Second
-	}
-	deadline := time.Now().Add(timeout)
+	deadline := time.Now().Add(c.timeout())
 	conn, err := c.dial(ctid, deadline)
 	if err != nil {
 		return answer{}, err
@@ -180,11 +182,7 @@ func gone(err error) error {
 }
 
 func (c Client) dial(ctid int32, deadline time.Time) (*net.UnixConn, error) {
-	path := c.Path
-	if path == "" {
-		path = "/var/lib/lxc"
-	}
-	name := "@" + filepath.Join(path, strconv.Itoa(int(ctid)), "command")
+	name := "@" + filepath.Join(c.path(), strconv.Itoa(int(ctid)), "command")
 	d := net.Dialer{Deadline: deadline, Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		// LXC takes the caller's credentials from the message, so they must travel with it.

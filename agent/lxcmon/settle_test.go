@@ -1,0 +1,255 @@
+package lxcmon_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"phoenix.internal/agent/lxcmon"
+	"phoenix.internal/agent/lxctest"
+)
+
+// A slowHook is a post-stop hook that says when it has begun, and ends when it is told to.
+type slowHook struct {
+	t   *testing.T
+	dir string
+}
+
+func newSlowHook(t *testing.T, status int) (h slowHook, line string) {
+	h = slowHook{t, t.TempDir()}
+	for _, fifo := range []string{"begun", "end"} {
+		if err := unix.Mkfifo(filepath.Join(h.dir, fifo), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := "#!/bin/sh\ncd " + h.dir + "\necho > begun\nread line < end\n: > ended\nexit " + strconv.Itoa(status) + "\n"
+	path := filepath.Join(h.dir, "hook")
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return h, "lxc.hook.post-stop = " + path
+}
+
+func (h slowHook) begun() {
+	h.t.Helper()
+	if _, err := os.ReadFile(filepath.Join(h.dir, "begun")); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h slowHook) end() {
+	h.t.Helper()
+	if err := os.WriteFile(filepath.Join(h.dir, "end"), []byte("\n"), 0); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h slowHook) wantEnded(what string) {
+	h.t.Helper()
+	if _, err := os.Stat(filepath.Join(h.dir, "ended")); err != nil {
+		h.t.Errorf("%s returned before the end of the hook: %v", what, err)
+	}
+}
+
+// However the container comes to its end, and however its monitor was started, nobody is told that it has settled
+// before the post-stop hook has ended.
+func TestSettleAwaitsThePostStopHook(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		foreground bool
+		signal     unix.Signal // to its init
+		status     int         // of the hook
+	}{
+		{"killed", true, unix.SIGKILL, 0},
+		{"killed in the background", false, unix.SIGKILL, 0},
+		{"shut down", true, unix.SIGPWR, 0},
+		// Proxmox's hook fails on purpose, which makes the reboot a stop. LXC keeps its socket open meanwhile.
+		{"reboots", true, unix.SIGINT, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			lxctest.Require(t)
+			hook, line := newSlowHook(t, test.status)
+			init := "trap 'exit 0' PWR; trap 'reboot -f' INT\nwhile :; do sleep 86400 & wait $!; done\n"
+			ct := lxctest.New(t, lxctest.Config{Lines: []string{line}, Init: init})
+			if test.foreground {
+				monitor := exec.Command("lxc-start", "-F", "-n", strconv.Itoa(int(ct.CTID)))
+				if err := monitor.Start(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = monitor.Wait() }) // a killed container is a failure to it
+			} else {
+				ct.Start(t)
+			}
+			awaitSignal(t, ct.CTID)
+			c := lxcmon.Client{}
+			stopped, err := c.Settle(t.Context(), ct.CTID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Kill(ct.InitPID(t), test.signal); err != nil {
+				t.Fatal(err)
+			}
+			hook.begun()
+
+			short, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+			defer cancel()
+			if _, err := c.Settle(short, ct.CTID); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Settle while the hook is at work: error %v", err)
+			}
+			type answer struct {
+				stopped bool
+				err     error
+			}
+			before, after := make(chan answer, 1), make(chan answer, 1)
+			go func() {
+				is, err := stopped(t.Context())
+				before <- answer{is, err}
+			}()
+			go func() {
+				stopped, err := c.Settle(t.Context(), ct.CTID)
+				hook.wantEnded("Settle")
+				is := false
+				if err == nil {
+					is, err = stopped(t.Context())
+				}
+				after <- answer{is, err}
+			}()
+			hook.end()
+			if got := <-before; !got.stopped || got.err != nil {
+				t.Errorf("settled before the stop: %+v, want stopped", got)
+			}
+			hook.wantEnded("the function")
+			if got := <-after; got.stopped || got.err != nil {
+				t.Errorf("settled after the stop: %+v, want not stopped", got)
+			}
+		})
+	}
+}
+
+// awaitSignal waits until the container's init handles SIGPWR: before that it would ignore it.
+func awaitSignal(t *testing.T, ctid int32) {
+	t.Helper()
+	c := lxcmon.Client{}
+	deadline := time.After(10 * time.Second)
+	for {
+		if pid, err := c.InitPID(ctid); err == nil {
+			status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+			if err == nil && catches(string(status), unix.SIGPWR) {
+				return
+			}
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("CTID %d does not get up", ctid)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// catches reads the mask of caught signals in /proc/PID/status.
+func catches(status string, signal unix.Signal) bool {
+	_, caught, _ := strings.Cut(status, "\nSigCgt:\t")
+	caught, _, _ = strings.Cut(caught, "\n")
+	mask, err := strconv.ParseUint(caught, 16, 64)
+	return err == nil && mask&(1<<(signal-1)) != 0
+}
+
+func TestSettleOfSteadyContainers(t *testing.T) {
+	c := lxcmon.Client{}
+	settled := func(t *testing.T, ctid int32, during func()) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		stopped, err := c.Settle(ctx, ctid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		during()
+		if is, err := stopped(ctx); is || err != nil {
+			t.Errorf("stopped %t, error %v", is, err)
+		}
+	}
+	t.Run("there is none", func(t *testing.T) { settled(t, 999_999_999, func() {}) })
+	ct := lxctest.New(t, lxctest.Config{})
+	// What is written before a start is read by it.
+	t.Run("is started", func(t *testing.T) { settled(t, ct.CTID, func() { ct.Start(t) }) })
+	t.Run("runs", func(t *testing.T) { settled(t, ct.CTID, func() {}) })
+	t.Run("is frozen", func(t *testing.T) {
+		settled(t, ct.CTID, func() {
+			if out, err := exec.Command("lxc-freeze", "-n", strconv.Itoa(int(ct.CTID))).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		})
+	})
+	t.Run("stops and starts meanwhile", func(t *testing.T) {
+		stopped, err := c.Settle(t.Context(), ct.CTID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ct.Stop(t)
+		ct.Start(t)
+		if is, err := stopped(t.Context()); !is || err != nil {
+			t.Errorf("stopped %t, error %v, want stopped", is, err)
+		}
+	})
+}
+
+// Whoever takes the socket of a stopped container, or calls himself its monitor in a container, holds up nothing.
+func TestSettleBelievesOnlyMonitors(t *testing.T) {
+	proc := t.TempDir()
+	process := func(pid, cmdline, namespaces string) {
+		dir := filepath.Join(proc, pid)
+		if err := os.MkdirAll(filepath.Join(dir, "ns"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cmdline"), []byte(cmdline), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, kind := range []string{"net", "pid"} {
+			if err := os.WriteFile(filepath.Join(proc, namespaces+kind), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(filepath.Join(proc, namespaces+kind), filepath.Join(dir, "ns", kind)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	process("self", "phoenix-agent\x00", "host")
+	process("10", "lxc-start\x00-F\x00-n\x00901\x00", "container")
+	process("11", "/usr/bin/lxc-start\x00-F\x00-n\x009010\x00", "host")
+	process("12", "[lxc monitor] /elsewhere 901\x00", "host")
+	process("13", "", "host") // a zombie
+	process("14", "vi\x00901\x00", "host")
+	c := lxcmon.Client{Proc: proc, Path: filepath.Join(proc, "lxc")}
+	settle := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := c.Settle(ctx, 901)
+		return err
+	}
+	if err := settle(); err != nil {
+		t.Error(err)
+	}
+	for pid, cmdline := range map[string]string{
+		"20": "/usr/bin/lxc-start\x00-F\x00-n\x00901\x00",
+		"21": "lxc-start\x00-n901\x00",
+		"22": "lxc-start\x00--name=901\x00",
+		"23": "[lxc monitor] " + c.Path + " 901\x00\x00\x00",
+	} {
+		process(pid, cmdline, "host")
+		if err := settle(); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%q: error %v, want that it is waited for", cmdline, err)
+		}
+		if err := os.RemoveAll(filepath.Join(proc, pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
