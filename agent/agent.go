@@ -20,6 +20,7 @@ import (
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/server"
 )
@@ -36,7 +37,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	confs := &confstore.Store{RevisionDir: filepath.Join(cfg.StateDir, "revisions")}
+	confs := &confstore.Store{
+		RevisionDir: filepath.Join(cfg.StateDir, "revisions"),
+		Settle:      lxcmon.Client{}.Settle,
+	}
 	if removed, err := confs.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier agent not removed", "err", err)
 	} else if len(removed) > 0 {

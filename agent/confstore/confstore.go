@@ -7,6 +7,7 @@
 package confstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,12 @@ type Store struct {
 	Keep        int           // revisions kept per CTID; 0 means 50
 	LockWait    time.Duration // for Proxmox's lock on a CTID; 0 means 10 s, as Proxmox waits
 	AnswerWait  time.Duration // for a read, or for a whole replacement; 0 means 15 s
+	StopWait    time.Duration // for the end of a stop; 0 means 30 s
+
+	// Settle returns when Proxmox's post-stop hook, which rewrites the conf of a container without the lock, cannot be at work. The
+	// function that it returns is called once; it says whether such a hook may have begun since, and if so returns after
+	// its end. Nil means that the caller sees to it.
+	Settle func(ctx context.Context, ctid int32) (stopped func(context.Context) (bool, error), err error)
 
 	unanswered atomic.Int32 // background calls
 }

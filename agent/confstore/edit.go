@@ -31,8 +31,9 @@ type Result struct {
 // Edit replaces the conf of ctid with what fn makes of it. The old bytes are kept as a revision, on disk before the
 // conf is touched. If fn changes nothing, nothing is written.
 //
-// Proxmox's lock on the CTID is held while fn runs, so fn must not call pct. The lock does not exclude Proxmox's
-// post-stop hook: edit while the container runs steadily, or after pct stop has returned.
+// Proxmox's lock on the CTID is held while fn runs, so fn must not call pct. The lock does not exclude Proxmox's post-stop
+// hook. With Settle, Edit waits for the end of one that may be at work, and looks again if one began meanwhile: if it undid
+// the edit, fn is called again on what it wrote. After is then the conf as it stands. The error may be a [*StoppingError].
 //
 // Before fn is called the conf is read under the lock; the errors are then [ErrNotFound], [*LockedError] if it holds
 // a `lock:`, and [*DigestError] if ifDigest is not empty and stale. Others are [ErrNotMounted], [ErrNoQuorum],
@@ -143,7 +144,8 @@ func (s *Store) apply(ctid int32, before []byte, ifDigest string, fn change) (Re
 	return Result{Before: before, After: after, Digest: digest(after), Changed: !bytes.Equal(before, after)}, nil
 }
 
-func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Author, fn change, tell []func(Result) error) (Result, error) {
+// replaceOnce returns the outcome that it tried to reach even if somebody overwrote it.
+func (s *Store) replaceOnce(ctx context.Context, ctid int32, ifDigest string, by Author, fn change, tell []func(Result) error) (Result, error) {
 	if err := s.Check(); err != nil {
 		return Result{}, err
 	}
@@ -180,7 +182,7 @@ func (s *Store) replace(ctx context.Context, ctid int32, ifDigest string, by Aut
 	if !replaced && !errors.Is(err, ErrNoAnswer) {
 		err = errors.Join(err, s.drop(ctid, r.Revision))
 	}
-	return Result{}, err
+	return r, err
 }
 
 func digest(b []byte) string {

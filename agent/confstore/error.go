@@ -29,7 +29,8 @@ func MayHaveWritten(err error) bool {
 			return true
 		}
 	}
-	return false
+	e, stopping := errors.AsType[*StoppingError](err)
+	return stopping && e.Written
 }
 
 // A DigestError says that a conf is not the one the caller planned against, or that somebody else wrote it

@@ -1,7 +1,6 @@
 package container
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -384,15 +383,5 @@ func (m *Manager) startOnce(ctx context.Context, ctid int32) error {
 // confMeans says whether the conf on disk still means what one of our edits wrote; a stop may have rewritten its bytes.
 func (m *Manager) confMeans(ctid int32, edits [][]byte) bool {
 	now, err := m.Confs.Read(ctid)
-	if err != nil {
-		return false
-	}
-	theirs, err := pveconf.Parse(now).Canonical()
-	return slices.ContainsFunc(edits, func(after []byte) bool {
-		if bytes.Equal(now, after) {
-			return true
-		}
-		ours, oursErr := pveconf.Parse(after).Canonical()
-		return err == nil && oursErr == nil && bytes.Equal(ours, theirs)
-	})
+	return err == nil && slices.ContainsFunc(edits, func(after []byte) bool { return confstore.Survives(after, now) })
 }
