@@ -265,14 +265,14 @@ func bindNode(source, target string) error {
 // postStop applies pending changes and rewrites the conf, without taking the lock on it, as Proxmox
 // does at every stop (lxc-pve-poststop-hook).
 func (h *Host) postStop(ctid int32, target string) error {
+	conf, err := h.load(ctid)
+	if err != nil {
+		return err
+	}
 	if b, err := os.ReadFile(PostStopDelayFile); err == nil {
 		if d, err := time.ParseDuration(strings.TrimSpace(string(b))); err == nil {
 			<-time.After(d)
 		}
-	}
-	conf, err := h.load(ctid)
-	if err != nil {
-		return err
 	}
 	if err := conf.ApplyPending(); err != nil {
 		return err

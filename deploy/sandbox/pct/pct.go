@@ -31,8 +31,8 @@ const (
 
 	// CallsFile gets a line for each call of pct: when, and the arguments.
 	CallsFile = "/run/pct-calls"
-	// PostStopDelayFile makes the post-stop hook wait before it rewrites the conf, as a slow Proxmox
-	// host does; it holds a duration such as "300ms".
+	// PostStopDelayFile makes the post-stop hook wait between reading the conf and rewriting it, as a slow
+	// Proxmox host does; it holds a duration such as "300ms".
 	PostStopDelayFile = "/run/pct-post-stop-delay"
 )
 
