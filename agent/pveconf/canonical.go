@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"math/bits"
 	"regexp"
 	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 // runtimeKey is the raw key whose lines Proxmox keeps joined with NUL in the property env.
@@ -258,62 +256,4 @@ func (b *body) write(out *bytes.Buffer) error {
 		out.WriteString(e.Key + ": " + e.Value + "\n")
 	}
 	return nil
-}
-
-// decodeText is Proxmox's decode_text (PVE::ParseUtils): percent-decoding, then UTF-8.
-func decodeText(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '%' && i+2 < len(s) && unhex(s[i+1]) >= 0 && unhex(s[i+2]) >= 0 {
-			b.WriteByte(byte(unhex(s[i+1])<<4 | unhex(s[i+2])))
-			i += 2
-			continue
-		}
-		b.WriteByte(s[i])
-	}
-	return decodeUTF8(b.String())
-}
-
-// decodeUTF8 puts U+FFFD for each bad sequence: a first byte with as many continuation bytes as it calls for.
-// This is Perl's lax decoding but for two things: Perl keeps surrogates and numbers beyond Unicode, and
-// where several bad sequences touch it sometimes makes one of two.
-func decodeUTF8(s string) string {
-	var b strings.Builder
-	for s != "" {
-		r, n := utf8.DecodeRuneInString(s)
-		if r == utf8.RuneError && n == 1 {
-			for wants := bits.LeadingZeros8(^s[0]); n < min(wants, len(s)) && s[n]&0xc0 == 0x80; {
-				n++
-			}
-		}
-		b.WriteRune(r)
-		s = s[n:]
-	}
-	return b.String()
-}
-
-// unhex returns the value of a hex digit, or -1.
-func unhex(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'a' <= c && c <= 'f':
-		return int(c-'a') + 10
-	case 'A' <= c && c <= 'F':
-		return int(c-'A') + 10
-	}
-	return -1
-}
-
-// encodeText is Proxmox's encode_text: "%", ":", control characters and all that is not ASCII become %XX.
-func encodeText(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c > 0x7e || c == '%' || c == ':' {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }

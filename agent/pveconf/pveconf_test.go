@@ -2,6 +2,7 @@ package pveconf_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -165,6 +166,88 @@ func TestHiddenLines(t *testing.T) {
 	}
 	if diff := cmp.Diff([]int{2, 5}, got); diff != "" {
 		t.Errorf("lines with hidden line ends (-want +got):\n%s", diff)
+	}
+}
+
+// TestDescription has the outcomes of Perl 5.36's uri_unescape and decode("utf8", ...) for the same bytes.
+func TestDescription(t *testing.T) {
+	for _, tt := range []struct{ name, conf, want string }{
+		{"none", "arch: amd64\n", ""},
+		{"an empty comment", "#\n", "\n"},
+		{"blanks belong to it", "#  a \n", "  a \n"},
+		{"percent escapes, in either case", "#%c3%A4 100%25\n", "ä 100%\n"},
+		{"no escapes", "#50% %4 %zz %\n", "50% %4 %zz %\n"},
+		{"an escape makes no escape", "#%2541\n", "%41\n"},
+		{"an escaped line feed", "#a%0Ab\n", "a\nb\n"},
+		{"carriage return", "#a\r\n", "a\r\n"},
+		{"a character of bytes and escapes", "#\xe2%82\xac\n", "€\n"},
+		{"the key has no line feed", "description: a\n#b\ndescription: c\n", "ab\nc"},
+		{"the key of blanks counts if there is no other", "description: \t\n", "\t"},
+		{"the key of blanks does not count", "description: \n#a\n", "a\n"},
+		{"0 is false for Perl", "description: 0\n", ""},
+		{"00 is true", "description: 0\ndescription: 0\n", "00"},
+
+		{"Latin-1", "#a\xe4b\n", "a\ufffdb\n"},
+		{"stray continuation bytes", "#\x80\xbf\n", "\ufffd\ufffd\n"},
+		{"cut short", "#\xe2\x82\n", "\ufffd\n"},
+		{"cut short by another", "#\xe2\x82\xc3\xa4\n", "\ufffdä\n"},
+		{"overlong", "#\xc0\x80\xe0\x80\xaf\xf0\x82\x82\xac\n", "\ufffd\ufffd\ufffd\n"},
+		{"0xff and 0xfe", "#\xff\xfe\n", "\ufffd\ufffd\n"},
+		{"a surrogate stays", "#%ED%A0%80\n", "\xed\xa0\x80\n"},
+		{"beyond Unicode stays", "#%F4%90%80%80\xf8\x88\x80\x80\x80\n", "\xf4\x90\x80\x80\xf8\x88\x80\x80\x80\n"},
+		{"Perl's own 36 and 63 bits stay", "#\xfe\x83\xbf\xbf\xbf\xbf\xbf\xff\x80\x80\x80\x80\x80\x81\x80\x80\x80\x80\x80\x80\n",
+			"\xfe\x83\xbf\xbf\xbf\xbf\xbf\xff\x80\x80\x80\x80\x80\x81\x80\x80\x80\x80\x80\x80\n"},
+		{"64 bits", "#\xff\x81\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\n", "\ufffd\n"},
+		{"noncharacters stay", "#\ufffe\ufdd0\n", "\ufffe\ufdd0\n"},
+		{"a character behind a stray byte is swallowed", "#\x80€a\n", "\ufffda\n"},
+		{"not this one", "#\x80äa\n", "\ufffdäa\n"},
+		{"this one with what follows", "#\x80ä\x80a\n", "\ufffda\n"},
+		{"nor these", "#\x80\uffee\U0001f600\n", "\ufffd\uffee\U0001f600\n"},
+		{"nor a noncharacter", "#\x80\uffff\n", "\ufffd\uffff\n"},
+		{"half of a character behind a stray byte", "#\x80\xf5\x80\x80\n", "\ufffd\ufffd\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, pveconf.Parse([]byte(tt.conf)).Description()); diff != "" {
+				t.Errorf("Description of %q (-want +got):\n%s", tt.conf, diff)
+			}
+		})
+	}
+}
+
+// TestConfigJSON is about what no recording shows; the digest is overridden to be readable.
+func TestConfigJSON(t *testing.T) {
+	for _, tt := range []struct{ name, conf, want string }{
+		{"numbers", "memory: 00012\nswap: 18446744073709551616\ncpulimit: 1.50\nonboot: YES\ntty: 1.0\n",
+			`{"cpulimit":"1.50","digest":"x","memory":12,"onboot":1,"pending":{},"snapshots":{},"swap":1.84467440737096e+19,"tty":"1.0"}`},
+		{"what looks like a number is text", "tags: 12\nfoo: 1\n", `{"digest":"x","foo":"1","pending":{},"snapshots":{},"tags":"12"}`},
+		{"beyond all numbers", "memory: 1" + strings.Repeat("0", 400) + "\n", `{"digest":"x","memory":"Inf","pending":{},"snapshots":{}}`},
+		{"environment with blanks and empty lines", "lxc.environment.runtime:  A=b  c \nlxc.environment.runtime:\nenv: X=1 \nlxc.environment.runtime = B=2\n",
+			`{"digest":"x","env":"X=1\u0000B=2","pending":{},"snapshots":{}}`},
+		{"raw lines, in a snapshot too", "lxc.cap.drop=\nlxc.idmap: u 0 1 2\n[sn]\nlxc.arch:x\n",
+			`{"digest":"x","lxc":[["lxc.cap.drop",""],["lxc.idmap","u 0 1 2"]],"pending":{},"snapshots":{"sn":{"lxc":[["lxc.arch","x"]]}}}`},
+		{"bytes", "tags: \xff\n#%ED%A0%80\n", `{"description":{"$bytes_hex":"eda0800a"},"digest":"x","pending":{},"snapshots":{},"tags":{"$bytes_hex":"ff"}}`},
+		{"no HTML escapes", "tags: <&>\n", `{"digest":"x","pending":{},"snapshots":{},"tags":"<&>"}`},
+		{"sections twice: the second counts", "[sn]\ntty: 1\n[pve:pending]\nswap: 1\n[sn]\n[pve:pending]\ndelete: a , b\n",
+			`{"digest":"x","pending":{"delete":"a , b"},"snapshots":{"sn":{}}}`},
+		{"a snapshot named pending may delete", "[pending]\ndelete: tty\n[other]\ndelete: tty\n",
+			`{"digest":"x","pending":{},"snapshots":{"other":{},"pending":{"delete":"tty"}}}`},
+		{"names that Proxmox uses itself", "pending: a\nsnapshots: b\nlxc.arch: x\nlxc: c\nsnapname: d\n",
+			`{"digest":"x","lxc":"c","pending":"a","snapname":"d","snapshots":"b"}`},
+		{"pending section over property", "pending: a\n[PVE:PENDING]\npending: b\nlxc: c\n", `{"digest":"x","pending":{"lxc":"c","pending":"b"},"snapshots":{}}`},
+		{"a state within a value", "[sn]\nhostname: snapstate: prepare\nsnapstate:delete \nxsnapstate:  other\n",
+			`{"digest":"x","pending":{},"snapshots":{"sn":{"snapstate":"delete","xsnapstate":"other"}}}`},
+		{"a description wins over a state", "description: snapstate: delete\n", `{"description":"snapstate: delete","digest":"x","pending":{},"snapshots":{}}`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			conf := "digest: x\n" + tt.conf
+			got, err := pveconf.Parse([]byte(conf)).ConfigJSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(got)); diff != "" {
+				t.Errorf("ConfigJSON of %q (-want +got):\n%s", conf, diff)
+			}
+		})
 	}
 }
 
