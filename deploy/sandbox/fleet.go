@@ -3,6 +3,7 @@ package sandbox
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -201,11 +202,15 @@ func (c *fleetContainer) properties(b *strings.Builder, parent string, snapshot 
 	}
 	flag := map[bool]string{true: "1", false: "0"}
 	net := fmt.Sprintf("name=%s,bridge=%s", or(c.Net.Name, "eth0"), or(c.Net.Bridge, "vmbr0"))
-	if c.Net.GW != "" {
+	if _, err := netip.ParseAddr(c.Net.GW); err == nil {
 		net += ",gw=" + c.Net.GW
 	}
 	net += ",hwaddr=" + or(c.MAC, fmt.Sprintf("BC:24:11:%02X:%02X:%02X", byte(c.CTID>>16), byte(c.CTID>>8), byte(c.CTID)))
-	net += ",ip=" + or(c.Net.IP, "dhcp") + ",type=veth"
+	ip := "dhcp" // what a fleet file has, such as an address without its mask, need not be what Proxmox takes
+	if _, err := netip.ParsePrefix(c.Net.IP); err == nil {
+		ip = c.Net.IP
+	}
+	net += ",ip=" + ip + ",type=veth"
 
 	b.WriteString("arch: amd64\n")
 	fmt.Fprintf(b, "cores: %d\n", max(c.Cores, 1))

@@ -23,7 +23,8 @@ const fleet = `{
             "template_snapshot_name": "final-form", "lxc_options": ["lxc.apparmor.profile=unconfined"],
             "network_config": {"name": "eth0", "bridge": "vmbr0", "ip": "10.0.0.200/24", "gw": "10.0.0.1"},
             "mac_address": "52:54:00:AA:BB:CC", "storage_size_gb": 16},
-    "901": {"name": "gpu box", "memory_mb": 64, "cores": 2, "gpu_assignment": "0, 1", "clone_from_ctid": "900"},
+    "901": {"name": "gpu box", "memory_mb": 64, "cores": 2, "gpu_assignment": "0, 1", "clone_from_ctid": "900",
+            "network_config": {"ip": "10.0.0.201", "gw": "none"}},
     "902": {"name": "web", "node": "pve2", "unprivileged": true, "gpu_assignment": "0", "start_at_boot": true,
             "health_check": {"command": "/opt/check/web.sh --fast"}},
     "903": {"name": "db", "unprivileged": true, "clone_from_ctid": "902", "health_check": {"command": "curl -s http://localhost"}}

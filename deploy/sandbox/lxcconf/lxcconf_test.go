@@ -68,7 +68,7 @@ func TestGenerateLines(t *testing.T) {
 		{"network managed by the host", "net0: name=a,host-managed=yes,ip=10.0.0.2/24,gw=10.0.0.1,ip6=fd00::2/64,gw6=fd00::1\n",
 			"lxcnetaddbr\nlxc.net.0.ipv4.address = 10.0.0.2/24\nlxc.net.0.ipv4.gateway = 10.0.0.1\n" +
 				"lxc.net.0.ipv6.address = fd00::2/64\nlxc.net.0.ipv6.gateway = fd00::1\nlxc.net.0.flags = up\n"},
-		{"network managed by the host, with DHCP", "net0: name=a,host-managed=1,ip=dhcp,ip6=auto\n", "lxcnetaddbr\nlxc.net.0.flags = up\n"},
+		{"network managed by the host, with DHCP", "net0: name=a,host-managed=1,ip=dhcp,ip6=auto,link_down=0\n", "lxcnetaddbr\nlxc.net.0.flags = up\n"},
 		{"entry point that is the default", "entrypoint: /sbin/init\n", "rootfs\nlxc.init.cmd = /sbin/init\n"},
 		{"fuse spelled otherwise", "features: fuse=Yes\n", "lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file 0 0\n"},
 		{"environment before other raw lines", "lxc.autodev: 1\nlxc.environment.runtime: A=b\n", "lxc.environment.runtime = A=b\nlxc.autodev = 1\n"},
