@@ -250,12 +250,13 @@ var advice = map[errorv1.Reason]string{
 	errorv1.Reason_REASON_CONTAINER_NOT_RUNNING: "Start it: pct start {ctid} on its node; or phoenix-cli apply --start {ctid} if the fleet file gives it GPUs.",
 	errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE: "A template never runs: take a container cloned from it.",
 	errorv1.Reason_REASON_CONTAINER_LOCKED:      "Wait for the operation of Proxmox ({lock}) to end. Only if that has crashed: pct unlock {ctid} on the node.",
+	errorv1.Reason_REASON_CONTAINER_STOPPING:    "Wait for the end of its stop: systemctl status pve-container@{ctid} on its node shows the hook; then repeat.",
 	errorv1.Reason_REASON_INSTANCE_CHANGED:      "It was restarted meanwhile: look again, then repeat.",
 
 	errorv1.Reason_REASON_DIGEST_MISMATCH:     "Somebody changed the conf meanwhile: look at it (phoenix-cli conf show {ctid}), then repeat.",
 	errorv1.Reason_REASON_CONF_LOCK_TIMEOUT:   "Another process works on the conf: see the tasks of CTID {ctid} in Proxmox, then repeat.",
 	errorv1.Reason_REASON_NO_QUORUM:           "Bring the cluster's other nodes back; pvecm status on the node says which are missing.",
-	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE: "On the node: systemctl status pve-cluster.",
+	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE: "On the node: systemctl status pve-cluster. If it cannot store anything: make room on the root disk, then systemctl restart pve-cluster.",
 	errorv1.Reason_REASON_CONF_TOO_LARGE:      "Shorten the conf: remove snapshots or the description.",
 	errorv1.Reason_REASON_REVISION_NOT_FOUND:  "See those that are kept: phoenix-cli conf revisions {ctid}.",
 

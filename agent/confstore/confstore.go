@@ -134,7 +134,7 @@ func (s *Store) read(ctid int32) ([]byte, error) {
 	}
 	f, err := open(s.path(ctid), unix.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("conf of CTID %d: %w", ctid, ErrNotFound)
+		return nil, s.notFound(ctid)
 	}
 	if err != nil {
 		return nil, readError(err)
@@ -148,4 +148,28 @@ func (s *Store) read(ctid int32) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", f.Name(), ErrTooLarge)
 	}
 	return b, nil
+}
+
+// notFound tells a container that is elsewhere, a [*MovedError], from one that is nowhere, [ErrNotFound].
+func (s *Store) notFound(ctid int32) error {
+	nodes, err := os.ReadDir(filepath.Join(s.pve(), "nodes"))
+	if err != nil {
+		return readError(err)
+	}
+	self, err := os.Readlink(filepath.Join(s.pve(), "local"))
+	if err != nil {
+		return readError(err)
+	}
+	name := strconv.Itoa(int(ctid)) + ".conf"
+	for _, n := range nodes {
+		for _, kind := range []string{"lxc", "qemu-server"} {
+			if n.Name() == filepath.Base(self) && kind == "lxc" {
+				continue
+			}
+			if _, err := os.Lstat(filepath.Join(s.pve(), "nodes", n.Name(), kind, name)); err == nil {
+				return &MovedError{CTID: ctid, Node: n.Name(), VM: kind == "qemu-server"}
+			}
+		}
+	}
+	return fmt.Errorf("conf of CTID %d: %w", ctid, ErrNotFound)
 }

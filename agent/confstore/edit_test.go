@@ -185,6 +185,41 @@ func TestNotFound(t *testing.T) {
 	wantFiles(t, s, "101.conf")
 }
 
+// A number that another guest of the cluster has is told apart from one that nobody has.
+func TestElsewhere(t *testing.T) {
+	for _, test := range []struct {
+		at   string
+		want confstore.MovedError
+		text string
+	}{
+		{"nodes/pve2/lxc", confstore.MovedError{CTID: 101, Node: "pve2"},
+			"edit conf of CTID 101: CTID 101 is not on this node any more but on node pve2"},
+		{"nodes/pve2/qemu-server", confstore.MovedError{CTID: 101, Node: "pve2", VM: true},
+			"edit conf of CTID 101: 101 is no container but a virtual machine on node pve2"},
+		{"nodes/pve1/qemu-server", confstore.MovedError{CTID: 101, Node: "pve1", VM: true},
+			"edit conf of CTID 101: 101 is no container but a virtual machine on node pve1"},
+	} {
+		s := newStore(t)
+		to := filepath.Join(s.PVE, test.at, "101.conf")
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		migrate := func(f *pveconf.File) error { return errors.Join(os.Rename(path(s), to), f.Set("memory", "4096")) }
+		for _, when := range []string{"during the edit", "before it"} {
+			_, err := s.Edit(t.Context(), 101, "", alice, migrate)
+			if e, ok := errors.AsType[*confstore.MovedError](err); !ok || *e != test.want || !errors.Is(err, confstore.ErrNotFound) {
+				t.Errorf("%s, %s: error %v, want %+v", test.at, when, err, test.want)
+				continue
+			}
+			wantText(t, err, test.text)
+		}
+		if b, err := os.ReadFile(to); err != nil || string(b) != conf {
+			t.Errorf("%s: %q, error %v, want what was there", test.at, b, err)
+		}
+		wantFiles(t, s)
+	}
+}
+
 // A container that is destroyed during an edit stays so.
 func TestGoneDuringEdit(t *testing.T) {
 	s := newStore(t)

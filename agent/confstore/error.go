@@ -44,6 +44,23 @@ func (e *DigestError) Error() string {
 	return fmt.Sprintf("conf of CTID %d was changed by somebody else: its digest is %s, not %s", e.CTID, e.Got, e.Want)
 }
 
+// A MovedError says that the number belongs to a guest elsewhere in the cluster: the container was migrated, or it is a
+// virtual machine. It is an [ErrNotFound].
+type MovedError struct {
+	CTID int32
+	Node string // that has it
+	VM   bool   // it is a virtual machine
+}
+
+func (e *MovedError) Error() string {
+	if e.VM {
+		return fmt.Sprintf("%d is no container but a virtual machine on node %s", e.CTID, e.Node)
+	}
+	return fmt.Sprintf("CTID %d is not on this node any more but on node %s", e.CTID, e.Node)
+}
+
+func (e *MovedError) Is(target error) bool { return target == ErrNotFound }
+
 // A LockedError says that the conf holds `lock: Lock`: an operation of Proxmox is under way, or crashed.
 type LockedError struct {
 	CTID int32

@@ -39,7 +39,7 @@ func (s *Store) swap(j *job, ctid int32, before, after []byte) (replaced bool, e
 	if err := os.Rename(temp, path); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			// The number now belongs to a guest on another node (memdb.c, memdb_rename).
-			err = fmt.Errorf("%w: %w", ErrNotFound, err)
+			err = fmt.Errorf("%w: %w", s.notFound(ctid), err)
 		}
 		err = errors.Join(writeError(err), removeIfThere(temp))
 		// The cluster may have got the message all the same.

@@ -149,6 +149,16 @@ func statusOf(requestID string, err error) error {
 		}
 		return fail(codes.Unavailable, errorv1.Reason_REASON_CONF_LOCK_TIMEOUT, md)
 	}
+	if e, ok := errors.AsType[*confstore.StoppingError](err); ok {
+		md := ctid(e.CTID)
+		md["written"] = strconv.FormatBool(e.Written)
+		return fail(codes.Unavailable, errorv1.Reason_REASON_CONTAINER_STOPPING, md)
+	}
+	if e, ok := errors.AsType[*confstore.MovedError](err); ok {
+		md := ctid(e.CTID)
+		md["node"] = e.Node
+		return fail(codes.NotFound, errorv1.Reason_REASON_CONTAINER_NOT_FOUND, md)
+	}
 	if e, ok := errors.AsType[*confstore.RevisionError](err); ok {
 		md := ctid(e.CTID)
 		md["revision"] = strconv.FormatInt(e.Number, 10)

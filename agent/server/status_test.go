@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -78,6 +79,9 @@ func TestStatusOf(t *testing.T) {
 		{"lock timeout", of901(&confstore.LockTimeoutError{CTID: 901, Path: "/l", HolderPID: 7}), codes.Unavailable, "CONF_LOCK_TIMEOUT", ctid("path", "/l", "holder_pid", "7")},
 		{"lock timeout of pct", of901(pctFailure(t, "can't lock file '/run/lock/lxc/pve-config-901.lock' - got timeout")), codes.Unavailable, "CONF_LOCK_TIMEOUT",
 			ctid("path", "/run/lock/lxc/pve-config-901.lock")},
+		{"stopping", of901(&confstore.StoppingError{CTID: 901, Err: context.DeadlineExceeded}), codes.Unavailable, "CONTAINER_STOPPING", ctid("written", "false")},
+		{"stopping since", of901(&confstore.StoppingError{CTID: 901, Written: true, Err: context.DeadlineExceeded}), codes.Unavailable, "CONTAINER_STOPPING", ctid("written", "true")},
+		{"moved", of901(&confstore.MovedError{CTID: 901, Node: "pve2"}), codes.NotFound, "CONTAINER_NOT_FOUND", ctid("node", "pve2")},
 		{"no quorum", of901(confstore.ErrNoQuorum), codes.Unavailable, "NO_QUORUM", nil},
 		{"no quorum for pct", of901(pctFailure(t, "cluster not ready - no quorum?")), codes.Unavailable, "NO_QUORUM", nil},
 		{"not mounted", confstore.ErrNotMounted, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},

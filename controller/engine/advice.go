@@ -42,6 +42,8 @@ func advice(err error, ctid int32, name string) string {
 		return fmt.Sprintf("an operation of Proxmox is under way: apply again when it has ended; if it crashed, run pct unlock %d on %s first", ctid, name)
 	case node.ConfLockTimeout:
 		return "apply again when the process that holds the lock has ended"
+	case node.ContainerStopping:
+		return fmt.Sprintf("apply again when its stop has ended (systemctl status pve-container@%d on %s)", ctid, name)
 	case node.NoQuorum:
 		return "bring the cluster's other nodes back (pvecm status), then apply again"
 	case node.ConfFSUnavailable:

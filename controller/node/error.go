@@ -29,6 +29,7 @@ const (
 	ContainerNotFound   = errorv1.Reason_REASON_CONTAINER_NOT_FOUND
 	ContainerNotRunning = errorv1.Reason_REASON_CONTAINER_NOT_RUNNING
 	ContainerLocked     = errorv1.Reason_REASON_CONTAINER_LOCKED
+	ContainerStopping   = errorv1.Reason_REASON_CONTAINER_STOPPING
 	InstanceChanged     = errorv1.Reason_REASON_INSTANCE_CHANGED
 	DigestMismatch      = errorv1.Reason_REASON_DIGEST_MISMATCH
 	ConfLockTimeout     = errorv1.Reason_REASON_CONF_LOCK_TIMEOUT

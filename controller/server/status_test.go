@@ -204,6 +204,7 @@ var fromAgents = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_CONTAINER_NOT_RUNNING:  true,
 	errorv1.Reason_REASON_CONTAINER_IS_TEMPLATE:  true,
 	errorv1.Reason_REASON_CONTAINER_LOCKED:       true,
+	errorv1.Reason_REASON_CONTAINER_STOPPING:     true,
 	errorv1.Reason_REASON_INSTANCE_CHANGED:       true,
 	errorv1.Reason_REASON_DIGEST_MISMATCH:        true,
 	errorv1.Reason_REASON_CONF_LOCK_TIMEOUT:      true,

@@ -385,10 +385,13 @@ type ContainerServiceClient interface {
 	// written. The old content is kept as a revision. A running container gets the change at its next
 	// restart: see Restart.
 	//
-	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT, NO_QUORUM,
-	// CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
+	// A container that is stopping is waited for, because Proxmox rewrites its conf at the end of that.
+	//
+	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, CONTAINER_STOPPING, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT,
+	// NO_QUORUM, CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
 	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING or STATE_UNAVAILABLE.
-	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE the conf is the old or the new one.
+	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and CONTAINER_STOPPING where `written`
+	// says so, the conf is the old or the new one.
 	PatchConf(ctx context.Context, in *PatchConfRequest, opts ...grpc.CallOption) (*PatchConfResponse, error)
 	// ListRevisions returns the kept revisions of a conf, newest first.
 	//
@@ -545,10 +548,13 @@ type ContainerServiceServer interface {
 	// written. The old content is kept as a revision. A running container gets the change at its next
 	// restart: see Restart.
 	//
-	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT, NO_QUORUM,
-	// CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
+	// A container that is stopping is waited for, because Proxmox rewrites its conf at the end of that.
+	//
+	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, CONTAINER_STOPPING, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT,
+	// NO_QUORUM, CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
 	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING or STATE_UNAVAILABLE.
-	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE the conf is the old or the new one.
+	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and CONTAINER_STOPPING where `written`
+	// says so, the conf is the old or the new one.
 	PatchConf(context.Context, *PatchConfRequest) (*PatchConfResponse, error)
 	// ListRevisions returns the kept revisions of a conf, newest first.
 	//

@@ -50,7 +50,7 @@ const (
 	// `allowed_lxc_options`. Metadata: `key`, `value`.
 	Reason_REASON_LXC_OPTION_NOT_ALLOWED Reason = 3
 	// NOT_FOUND. No container with this CTID on this node (agent) or on any reachable node
-	// (controller). Metadata: `ctid`.
+	// (controller). Metadata: `ctid`, and `node` where another node of the cluster has it.
 	Reason_REASON_CONTAINER_NOT_FOUND Reason = 10
 	// FAILED_PRECONDITION. The container does not run. Metadata: `ctid`, `state`.
 	Reason_REASON_CONTAINER_NOT_RUNNING Reason = 11
@@ -62,6 +62,10 @@ const (
 	// ABORTED. The container was started anew, or stopped, since the caller looked. Metadata: `ctid`,
 	// `instance` (the one that runs now; empty if none does).
 	Reason_REASON_INSTANCE_CHANGED Reason = 14
+	// UNAVAILABLE. The container is stopping: Proxmox's post-stop hook, which rewrites the conf without
+	// its lock, has not ended in time. Metadata: `ctid`, `written` (`true` if the conf was edited and
+	// the hook may still undo that, else `false`).
+	Reason_REASON_CONTAINER_STOPPING Reason = 15
 	// ABORTED. The conf is not the one the caller planned against. Metadata: `ctid`, `digest` (of
 	// the conf as it is now).
 	Reason_REASON_DIGEST_MISMATCH Reason = 20
@@ -147,6 +151,7 @@ var (
 		12: "REASON_CONTAINER_IS_TEMPLATE",
 		13: "REASON_CONTAINER_LOCKED",
 		14: "REASON_INSTANCE_CHANGED",
+		15: "REASON_CONTAINER_STOPPING",
 		20: "REASON_DIGEST_MISMATCH",
 		21: "REASON_CONF_LOCK_TIMEOUT",
 		22: "REASON_NO_QUORUM",
@@ -186,6 +191,7 @@ var (
 		"REASON_CONTAINER_IS_TEMPLATE":  12,
 		"REASON_CONTAINER_LOCKED":       13,
 		"REASON_INSTANCE_CHANGED":       14,
+		"REASON_CONTAINER_STOPPING":     15,
 		"REASON_DIGEST_MISMATCH":        20,
 		"REASON_CONF_LOCK_TIMEOUT":      21,
 		"REASON_NO_QUORUM":              22,
@@ -248,7 +254,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xa7\b\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xc6\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -259,7 +265,8 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x1cREASON_CONTAINER_NOT_RUNNING\x10\v\x12 \n" +
 	"\x1cREASON_CONTAINER_IS_TEMPLATE\x10\f\x12\x1b\n" +
 	"\x17REASON_CONTAINER_LOCKED\x10\r\x12\x1b\n" +
-	"\x17REASON_INSTANCE_CHANGED\x10\x0e\x12\x1a\n" +
+	"\x17REASON_INSTANCE_CHANGED\x10\x0e\x12\x1d\n" +
+	"\x19REASON_CONTAINER_STOPPING\x10\x0f\x12\x1a\n" +
 	"\x16REASON_DIGEST_MISMATCH\x10\x14\x12\x1c\n" +
 	"\x18REASON_CONF_LOCK_TIMEOUT\x10\x15\x12\x14\n" +
 	"\x10REASON_NO_QUORUM\x10\x16\x12\x1e\n" +
