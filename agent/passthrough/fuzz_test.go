@@ -118,6 +118,12 @@ var lines = []string{
 	"lxc.cgroup2.devices.deny: a", "lxc.cgroup2.devices.deny:", "lxc.cgroup2.devices.deny: c 195:1 rwm", "lxc.cgroup2.devices.deny: c 195:* rwm",
 	"lxc.cgroup2.devices.deny: c 511:0 rwm", "lxc.cgroup.devices.allow: c 195:0 rwm", "lxc.cgroup.devices.allow: c 510:* rwm",
 	"dev0: /dev/nvidia0,mode=0666", "dev1: /dev/nvidia1", "dev2: path=/dev/nvidiactl,gid=44", "dev3: /dev/nvidia-uvm,deny-write=1",
+	"dev256: /dev/nvidia1,mode=0666", "dev007: /dev/nvidia-caps/nvidia-cap1", "dev9: /dev/char/195:1,mode=0666", "dev10: /dev/nvidiactl/", "dev11: /dev/nvidia-caps",
+	"lxc.mount.entry: /dev dev none rbind,create=dir", "lxc.mount.entry: /dev/char/195:0 dev/nvidia0 none bind,create=file", "lxc.mount.entry: /dev/nvidia* dev none bind,optional,create=file",
+	"lxc.mount.entry: /dev/nvidiactl /var/lib/lxc/101/rootfs/dev/nvidiactl none bind,create=file", "lxc.mount.entry: /dev/nvidia0/ dev/nvidia0 none bind,optional,create=file",
+	"lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,ro,nodev,create=file", "lxc.cgroup2.devices.allow: a 195:1 rwm", "lxc.cgroup2.devices.allow: c 0303:0 rwm # GPU",
+	"lxc.environment: A=\x00B", "lxc.environment: LANG=C\rlxc.hook.start = /x", "lxc.idmap:", "mp0: /dev,mp=/host", "lxc.cgroup2.devices.allow: /dev/nvidia7 rwm",
+	"lxc.cgroup2.devices.deny: 10:200 rwm", "lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "unprivileged: maybe", "lxc.autodev: 1",
 	"dev4: /dev/nvidia-uvm-tools, mode=0666", "dev5: /dev/nvidia0", "dev6: /dev/fuse", "dev0: /dev/kvm", "dev7: /dev/nvidia7", "dev8: mode=0666",
 }
 
@@ -164,6 +170,10 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		}
 	}
 
+	if diff := cmp.Diff(sections(before), sections(after)); diff != "" {
+		t.Errorf("Set %v %v of %q changes a section (-want +got):\n%s", minors, mode, before, diff)
+	}
+
 	// What may not be an NVIDIA entry stays in its order; what is new is a line of ours.
 	if diff := cmp.Diff(strangers(before), strangers(after)); diff != "" {
 		t.Errorf("Set %v %v of %q changes lines of others (-want +got):\n%s", minors, mode, before, diff)
@@ -179,6 +189,12 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		}
 		rest = rest[i+1:]
 	}
+}
+
+// sections returns what begins with the first header.
+func sections(conf string) string {
+	_, sections := pveconf.Split([]byte(conf))
+	return string(sections)
 }
 
 func canonical(conf string) bool {

@@ -123,7 +123,7 @@ func TestProblems(t *testing.T) {
 		{"right, unprivileged, without rules", userGPU0, nil},
 		{"GPU of a minor that the node lacks", userGPU0 + "lxc.mount.entry: /dev/nvidia3 dev/nvidia3 none bind,create=file\n",
 			[]finding{{passthrough.DeviceGone, 6, true}}},
-		{"devN of a minor that the node lacks", userGPU0 + "dev0: /dev/nvidia3\n", []finding{{passthrough.DeviceGone, 6, true}}},
+		{"devN of a minor that the node lacks", userGPU0 + "dev0: /dev/nvidia3,mode=0666\n", []finding{{passthrough.DeviceGone, 6, true}}},
 		{"capability nodes are not judged", userGPU0 + "lxc.mount.entry: /dev/nvidia-caps/nvidia-cap1 dev/nvidia-caps/nvidia-cap1 none bind,create=file\nlxc.cgroup2.devices.allow: c 236:1 r\n", nil},
 		{"nvidia-uvm's major of another boot", userGPU0 + "lxc.cgroup2.devices.allow: c 510:0 rwm\n", []finding{{passthrough.WrongMajor, 6, true}}},
 		{"the same without nvidia-uvm: a stranger's", user + "lxc.cgroup2.devices.allow: c 510:0 rwm\n", nil},
@@ -148,30 +148,58 @@ func TestProblems(t *testing.T) {
 		{"everything allowed", userGPU0 + "lxc.cgroup2.devices.allow: a\n", []finding{{passthrough.WildcardRule, 6, false}}},
 		{"duplicates in different forms", userGPU0 + "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\nlxc.cgroup2.devices.allow: c 195:0 rwm\nlxc.cgroup2.devices.allow=c 195:0 rw\n",
 			[]finding{{passthrough.DuplicateEntry, 6, true}, {passthrough.DuplicateEntry, 8, true}}},
-		{"duplicate devN", "dev0: /dev/nvidiactl\ndev1: path=/dev/nvidiactl\n", []finding{{passthrough.DuplicateEntry, 2, true}}},
-		{"raw and devN", userGPU0 + "dev0: /dev/nvidia0\n", []finding{{passthrough.ModeConflict, 2, true}}},
+		{"duplicate devN", "dev0: /dev/nvidiactl,mode=0666\ndev1: path=/dev/nvidiactl,mode=0666\n", []finding{{passthrough.DuplicateEntry, 2, true}}},
+		{"raw and devN", userGPU0 + "dev0: /dev/nvidia0,mode=0666\n", []finding{{passthrough.ModeConflict, 2, true}}},
 		{"absolute target", userGPU0 + "lxc.mount.entry: /dev/nvidia1 /dev/nvidia1 none bind,create=file\n", []finding{{passthrough.NoEffect, 6, true}}},
 		{"cgroup v1", userGPU0 + "lxc.cgroup.devices.allow: c 195:0 rwm\n", []finding{{passthrough.NoEffect, 6, true}}},
 		{"cancelled by an empty value", userGPU0 + "lxc.mount.entry:\n" + nvidia0 + control + uvm + tools,
 			[]finding{{passthrough.NoEffect, 2, true}, {passthrough.NoEffect, 3, true}, {passthrough.NoEffect, 4, true}, {passthrough.NoEffect, 5, true}}},
-		{"autodev off", "lxc.autodev: 0\ndev0: /dev/nvidiactl\n", []finding{{passthrough.NoEffect, 2, false}}},
+		{"autodev off", "lxc.autodev: 0\ndev0: /dev/nvidiactl,mode=0666\n", []finding{{passthrough.NoEffect, 2, false}}},
 		{"devN that denies writing", "dev0: /dev/nvidiactl,deny-write=1\n", []finding{{passthrough.RuleMissing, 1, true}}},
 		{"broken devN of NVIDIA", "dev0: /dev/nvidiactl, mode=0666\n", []finding{{passthrough.InvalidLine, 1, true}}},
+		{"devN without mode or owner: only root opens it", "dev0: /dev/nvidiactl\ndev1: /dev/nvidia-uvm,gid=44\n", []finding{{passthrough.RuleMissing, 1, true}}},
+		{"devN of a directory, with a slash, a wildcard", "dev0: /dev/nvidia-caps,mode=0666\ndev1: /dev/nvidiactl/,mode=0666\ndev2: /dev/nvidia*,mode=0666\n",
+			[]finding{{passthrough.InvalidLine, 1, true}, {passthrough.InvalidLine, 2, true}, {passthrough.InvalidLine, 3, true}}},
+		{"devN with a number that Proxmox does not know, but takes", "dev256: /dev/nvidia3,mode=0666\ndev007: /dev/nvidia4,mode=0666\n",
+			[]finding{{passthrough.ControlDeviceNotGiven, 0, true}, {passthrough.ControlDeviceNotGiven, 0, true}, {passthrough.ControlDeviceNotGiven, 0, true},
+				{passthrough.Privileged, 0, false}, {passthrough.DeviceGone, 1, true}, {passthrough.DeviceGone, 2, true}}},
+		{"devN below a directory that a mount entry brings", userGPU0 + "lxc.mount.entry: /dev/nvidia-caps dev/nvidia-caps none bind,create=dir\ndev0: /dev/nvidia-caps/nvidia-cap1,mode=0666\n",
+			[]finding{{passthrough.ModeConflict, 6, true}}},
+		{"a mount that only makes the file in the way of a devN", "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none create=file\ndev0: /dev/nvidiactl,mode=0666\n",
+			[]finding{{passthrough.ModeConflict, 1, true}, {passthrough.NoEffect, 1, true}}},
 		{"broken devN of something else", "dev0: /etc/passwd\n", []finding{{passthrough.InvalidLine, 1, false}}},
 		{"rule that LXC cannot read", userGPU0 + "lxc.cgroup2.devices.allow: c 195:0-3 rwm\n", []finding{{passthrough.NoEffect, 6, true}}},
+		{"rules that LXC cannot read, of others and by NVIDIA's path", userGPU0 + "lxc.cgroup2.devices.allow: 10:200 rwm\nlxc.cgroup2.devices.deny: /dev/nvidia1 rwm\nlxc.cgroup2.devices.allow: /dev/nvidia1\n",
+			[]finding{{passthrough.InvalidLine, 6, false}, {passthrough.InvalidLine, 7, false}, {passthrough.NoEffect, 8, true}}},
+		{"what follows three letters is no matter to LXC", userGPU0 + "lxc.cgroup2.devices.allow: c 195:0 rwm # GPU 0\nlxc.cgroup2.devices.allow: c 0303:0377 rw\nlxc.cgroup2.devices.allow: a 511:0 rwm\n", nil},
+		{"rule by the path of a device that is gone: the container does not start", userGPU0 + "lxc.cgroup2.devices.allow: /dev/nvidia3 rwm\n", []finding{{passthrough.DeviceGone, 6, true}}},
+		{"slash at the end, nodev, wildcard", user + "lxc.mount.entry: /dev/nvidiactl/ dev/nvidiactl none bind,create=file\nlxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind,nodev,create=file\nlxc.mount.entry: /dev/nvidia* dev none bind,optional,create=file\n",
+			[]finding{{passthrough.NoEffect, 2, true}, {passthrough.NoEffect, 3, true}, {passthrough.NoEffect, 4, true}}},
+		{"target with the number of a container", userGPU0 + "lxc.mount.entry: /dev/nvidia-modeset /var/lib/lxc/101/rootfs/dev/nvidia-modeset none bind,create=file\n", []finding{{passthrough.NoEffect, 6, true}}},
+		{"a device by its link", userGPU0 + "lxc.mount.entry: /dev/char/195:3 dev/gpu none bind,create=file\ndev0: /dev/char/195:254,mode=0666\n", []finding{{passthrough.DeviceGone, 6, true}}},
+		{"all of /dev", user + "mp0: /dev,mp=/host\nmp1: /dev/nvidia0,mp=/dev/nvidia0\nlxc.mount.entry: /dev dev none rbind,create=dir\nlxc.mount.entry: udev dev devtmpfs rw\n",
+			[]finding{{passthrough.WildcardRule, 2, false}, {passthrough.WildcardRule, 3, false}, {passthrough.WildcardRule, 4, false}, {passthrough.WildcardRule, 5, false}}},
+		{"the hook of NVIDIA's container tools; its variables alone do nothing", "lxc.environment: NVIDIA_VISIBLE_DEVICES=all\nlxc.environment: NVIDIA_DRIVER_CAPABILITIES=all\nlxc.hook.mount: /usr/share/lxc/hooks/nvidia\n",
+			[]finding{{passthrough.WildcardRule, 3, false}}},
+		{"the rest of Docker's leftovers is no device", user + "lxc.mount.entry: /usr/bin/nvidia-smi usr/bin/nvidia-smi none bind,ro,create=file\nlxc.mount.entry: /proc/driver/nvidia proc/driver/nvidia none bind,create=dir\nlxc.mount.entry: /run/nvidia-persistenced/socket run/nvidia-persistenced/socket none bind,create=file\nlxc.mount.entry: /dev/dri dev/dri none bind,create=dir\n", nil},
+		{"an empty id map maps nothing", user + "lxc.idmap:\n" + nvidia0 + control + uvm + tools, []finding{{passthrough.Privileged, 0, false}}},
+		{"any true value makes it unprivileged", "unprivileged: maybe\n" + nvidia0 + control + uvm + tools, nil},
+		{"autodev off and on again", "lxc.autodev: 0\nlxc.autodev: 1\ndev0: /dev/nvidiactl,mode=0666\n", nil},
+		{"below a NUL", user + control + "lxc.environment: A=\x00B\n" + uvm + "lxc.cgroup2.devices.allow: c 195:255 rwm\n",
+			[]finding{{passthrough.HiddenLine, 3, false}, {passthrough.NoEffect, 4, true}, {passthrough.NoEffect, 5, true}}},
 		{"invalid lines", "lxc.mount.entry : /dev/nvidia-uvm x none bind\n  memory: 1\nlxc.tty.dir: x\n",
 			[]finding{{passthrough.InvalidLine, 1, false}, {passthrough.InvalidLine, 2, false}, {passthrough.InvalidLine, 3, false}}},
 		{"unknown properties are no problem of ours", "foo_bar: 1\nmemory: abc\n", nil},
 		{"hidden line", "lxc.environment: LANG=C\rlxc.hook.pre-start = /x\nhostname: a\x00b\n",
 			[]finding{{passthrough.HiddenLine, 1, false}, {passthrough.HiddenLine, 2, false}}},
 		{"CRLF hides nothing", "hostname: a\r\nlxc.arch: x\r\n", nil},
-		{"entries in snapshots, one problem for each", userGPU0 + "[one]\n#dev0: /dev/nvidia0\ndev0: /dev/nvidia0\n[two]\narch: amd64\n[three]\nlxc.cgroup2.devices.allow: c 195:0 rwm\n" + nvidia1,
+		{"entries in snapshots, one problem for each", userGPU0 + "[one]\n#dev0: /dev/nvidia0\ndev0: /dev/nvidia0,mode=0666\n[two]\narch: amd64\n[three]\nlxc.cgroup2.devices.allow: c 195:0 rwm\n" + nvidia1,
 			[]finding{{passthrough.EntryInSnapshot, 8, false}, {passthrough.EntryInSnapshot, 12, false}}},
 		{"raw lines in pending replace those above", userGPU0 + "[pve:pending]\nlxc.cap.drop: x\n" + nvidia0,
 			[]finding{{passthrough.EntryInPending, 7, false}}},
-		{"NVIDIA entries in pending", "arch: amd64\n[pve:pending]\ndev0: /dev/nvidia0\n" + nvidia1,
+		{"NVIDIA entries in pending", "arch: amd64\n[pve:pending]\ndev0: /dev/nvidia0,mode=0666\n" + nvidia1,
 			[]finding{{passthrough.EntryInPending, 3, false}, {passthrough.EntryInPending, 4, false}}},
-		{"pending deletes and replaces ours", "dev0: /dev/nvidiactl\ndev1: /dev/nvidia-uvm\n[pve:pending]\ndelete: memory,!dev0\ndev1: /dev/fuse\nmemory: 1\n",
+		{"pending deletes and replaces ours", "dev0: /dev/nvidiactl,mode=0666\ndev1: /dev/nvidia-uvm,mode=0666\n[pve:pending]\ndelete: memory,!dev0\ndev1: /dev/fuse\nmemory: 1\n",
 			[]finding{{passthrough.EntryInPending, 4, false}, {passthrough.EntryInPending, 5, false}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -192,7 +220,7 @@ func TestMissingNode(t *testing.T) {
 	inv := node2
 	inv.Nodes = append([]passthrough.Node(nil), node2.Nodes...)
 	inv.Nodes[1].Present = false // nvidia-uvm
-	_, problems := passthrough.Of(pveconf.Parse([]byte("unprivileged: 1\ndev0: /dev/nvidia-uvm\n")), inv)
+	_, problems := passthrough.Of(pveconf.Parse([]byte("unprivileged: 1\ndev0: /dev/nvidia-uvm,mode=0666\n")), inv)
 	want := []passthrough.Problem{{Kind: passthrough.DeviceGone, Message: "the node has no usable /dev/nvidia-uvm now", Line: 2}}
 	if diff := cmp.Diff(want, problems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
@@ -203,7 +231,7 @@ func TestMessages(t *testing.T) {
 	const conf = `lxc.cgroup2.devices.allow: c 195:* rwm
 lxc.cgroup2.devices.allow: c 510:0 rwm
 lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,create=file
-dev0: /dev/nvidia-uvm
+dev0: /dev/nvidia-uvm,mode=0666
 [snap]
 dev0: /dev/nvidia0
 dev1: /dev/nvidia1
@@ -211,7 +239,7 @@ dev1: /dev/nvidia1
 	want := []string{
 		`the rule "c 195:* rwm" allows every device of the driver nvidia`,
 		`the rule "c 510:0 rwm" is for a major that no NVIDIA driver has; nvidia-uvm has 511`,
-		`/dev/nvidia-uvm is given by this mount entry and by dev0: the container does not start`,
+		`/dev/nvidia-uvm is made by this mount entry and by dev0: the container does not start`,
 		`snapshot snap holds NVIDIA entries (lines 6, 7), which have no effect now`,
 	}
 	_, problems := passthrough.Of(pveconf.Parse([]byte(conf)), node2)

@@ -14,7 +14,7 @@ func TestOffline(t *testing.T) {
 lxc.cgroup2.devices.allow: c 510:* rwm
 lxc.mount.entry: /dev/nvidia3 dev/nvidia3 none bind,create=file
 lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,create=file
-dev0: /dev/nvidia3
+dev0: /dev/nvidia3,mode=0666
 `
 	got, problems := passthrough.Offline(pveconf.Parse([]byte(conf)))
 	want := passthrough.Passthrough{

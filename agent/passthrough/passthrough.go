@@ -82,9 +82,16 @@ type Passthrough struct {
 // nvidiaMajor is the one major that NVIDIA's driver has registered for good: GPUs, nvidiactl, nvidia-modeset.
 const nvidiaMajor = 195
 
+// maxGPUMinor is the greatest minor that is a GPU's; those above are of the driver's own devices.
+const maxGPUMinor = 247
+
 var (
 	gpuPath    = regexp.MustCompile(`^/dev/nvidia(0|[1-9][0-9]{0,2})$`)
-	nvidiaPath = regexp.MustCompile(`^/dev/(nvidia[0-9]+|nvidiactl|nvidia-[^/]+(/.*)?)$`)
+	nvidiaPath = regexp.MustCompile(`^/dev/(nvidia[0-9]+|nvidiactl|nvidia-[^/]+(/.*)?|nvidia[^/]*[*?[{][^/]*)$`)
+	// The wildcards that people try; nothing expands them.
+	wildPath    = regexp.MustCompile(`[*?[{]`)
+	gpuLikePath = regexp.MustCompile(`^/dev/nvidia[0-9]+$`)
+	linkPath    = regexp.MustCompile(`^/dev/char/(0|[1-9][0-9]{0,3}):(0|[1-9][0-9]{0,6})$`)
 )
 
 // gpuMinor returns N for the path /dev/nvidiaN and -1 for every other one.
@@ -94,6 +101,25 @@ func gpuMinor(path string) int {
 		return n
 	}
 	return -1
+}
+
+// resolve returns the NVIDIA device that a link in /dev/char stands for, else path.
+func (inv Inventory) resolve(path string) string {
+	m := linkPath.FindStringSubmatch(path)
+	if m == nil {
+		return path
+	}
+	major, _ := strconv.Atoi(m[1]) // of a few digits
+	minor, _ := strconv.Atoi(m[2])
+	for _, n := range inv.Nodes {
+		if n.Major == major && n.Minor == minor {
+			return n.Path
+		}
+	}
+	if major == nvidiaMajor && minor <= maxGPUMinor {
+		return "/dev/nvidia" + strconv.Itoa(minor)
+	}
+	return path
 }
 
 func (inv Inventory) node(path string) (Node, bool) {
@@ -148,18 +174,20 @@ func Of(f *pveconf.File, inv Inventory) (Passthrough, []Problem) {
 
 func (c *conf) passthrough() Passthrough {
 	var p Passthrough
+	devices, gpus := map[string]bool{}, map[int]bool{}
 	add := func(path, source string) {
 		d := Device{Path: path, Major: -1, Minor: -1}
 		if n, ok := c.inv.node(source); ok {
 			d.Major, d.Minor = n.Major, n.Minor
 		}
-		if !slices.ContainsFunc(p.Devices, func(o Device) bool { return o.Path == path }) {
+		if !devices[path] {
+			devices[path] = true
 			p.Devices = append(p.Devices, d)
 		}
-		if minor := gpuMinor(source); minor >= 0 {
-			if g, _ := c.inv.gpu(minor); !slices.Contains(p.GPUs, g) {
-				p.GPUs = append(p.GPUs, g)
-			}
+		if minor := gpuMinor(source); minor >= 0 && !gpus[minor] {
+			gpus[minor] = true
+			g, _ := c.inv.gpu(minor)
+			p.GPUs = append(p.GPUs, g)
 		}
 	}
 	for _, m := range c.mounts {
@@ -181,7 +209,7 @@ func (c *conf) passthrough() Passthrough {
 		}
 	}
 	for _, d := range c.devices {
-		if d.broken {
+		if d.broken != "" {
 			continue
 		}
 		switch p.Mode {
@@ -190,7 +218,7 @@ func (c *conf) passthrough() Passthrough {
 		case ModeRaw:
 			p.Mode = ModeMixed
 		}
-		add(d.path, d.path)
+		add(d.path, d.source)
 	}
 	for _, r := range c.rules {
 		if r.noEffect == "" {

@@ -65,13 +65,16 @@ func (c *conf) lineProblems() []Problem {
 		}
 	}
 	for _, e := range c.file.Properties() {
-		if _, err := pveconf.ParseDevice(e.Value); err != nil && isDevice(e.Key) {
-			p := Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line, "correct the line or remove it"}
-			if slices.ContainsFunc(c.devices, func(d device) bool { return d.line == e.Line }) {
-				p.Advice = "" // it was meant for an NVIDIA device
-			}
-			all = append(all, p)
+		ours := func(d device) bool { return d.line == e.Line } // deviceProblems has it
+		if _, err := pveconf.ParseDevice(e.Value); isDevice(e.Key) && err != nil && !slices.ContainsFunc(c.devices, ours) {
+			all = append(all, Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line, "correct the line or remove it"})
 		}
+	}
+	for _, e := range c.unreadable {
+		all = append(all, Problem{InvalidLine, fmt.Sprintf("LXC cannot read the device rule %q and does not start the container", LXCValue(e.Value)), e.Line, "correct the line or remove it"})
+	}
+	for _, w := range c.wide {
+		all = append(all, Problem{WildcardRule, w.message, w.line, w.advice})
 	}
 	return all
 }
@@ -79,7 +82,12 @@ func (c *conf) lineProblems() []Problem {
 func (c *conf) mountProblems() []Problem {
 	var all []Problem
 	seen := map[string]int{}
+	missing := map[string]Problem{} // by source
 	for _, m := range c.mounts {
+		if key := c.conflict(m); key != "" {
+			all = append(all, Problem{ModeConflict,
+				fmt.Sprintf("%s is made by this mount entry and by %s: the container does not start", m.target, key), m.line, ""})
+		}
 		if m.noEffect != "" {
 			all = append(all, Problem{NoEffect, fmt.Sprintf("the mount entry of %s has no effect: %s", m.source, m.noEffect), m.line, ""})
 			continue
@@ -90,15 +98,32 @@ func (c *conf) mountProblems() []Problem {
 		}
 		seen[m.target] = m.line
 		all = append(all, c.gone(m.source, m.line)...)
-		if i := slices.IndexFunc(c.devices, func(d device) bool { return d.path == m.target }); i >= 0 {
-			all = append(all, Problem{ModeConflict,
-				fmt.Sprintf("%s is given by this mount entry and by %s: the container does not start", m.target, c.devices[i].key), m.line, ""})
+		if m.rootfs {
+			all = append(all, Problem{NoEffect,
+				fmt.Sprintf("the target of the mount entry of %s names a container by its number: in every other, a clone too, LXC ignores it", m.source), m.line, ""})
 		}
-		if p, ok := c.ruleMissing(m.source, m.line); ok {
+		p, ok := missing[m.source]
+		if !ok {
+			p = c.ruleMissing(m.source)
+			missing[m.source] = p
+		}
+		if p.Kind != 0 {
+			p.Line = m.line
 			all = append(all, p)
 		}
 	}
 	return all
+}
+
+// conflict returns the key of the devN that is to make what m makes before it, or "".
+func (c *conf) conflict(m mount) string {
+	for _, d := range c.devices {
+		under := m.noEffect == "" && strings.HasPrefix(d.path, m.target+"/")
+		if d.broken == "" && (under || m.makes && d.path == m.target) {
+			return d.key
+		}
+	}
+	return ""
 }
 
 // gone reports a device that the node lacks. Capability nodes and the like are not in the inventory and are
@@ -108,41 +133,48 @@ func (c *conf) gone(path string, line int) []Problem {
 	switch {
 	case ok && !n.Present:
 		return []Problem{{DeviceGone, fmt.Sprintf("the node has no usable %s now", path), line, ""}}
-	case !ok && gpuMinor(path) >= 0:
+	case !ok && gpuLikePath.MatchString(path):
 		return []Problem{{DeviceGone, fmt.Sprintf("the node has no %s", path), line, ""}}
 	}
 	return nil
 }
 
-// ruleMissing reports a mounted device that the device rules do not let the container open.
-func (c *conf) ruleMissing(path string, line int) (Problem, bool) {
+// ruleMissing returns the problem of a mounted device that the device rules do not let the container open, or
+// none; its line is not set.
+func (c *conf) ruleMissing(path string) Problem {
 	n, ok := c.inv.node(path)
-	if !ok || n.Major < 0 || Allowed(c.lines, c.unprivileged, n.Major, n.Minor) {
-		return Problem{}, false
+	if !ok || n.Major < 0 || c.program.opens('c', n.Major, n.Minor) {
+		return Problem{}
 	}
-	with := append(slices.Clone(c.lines), RuleLine{Value: Rule{'c', n.Major, n.Minor, "rwm"}.String()})
-	if c.ruleOf(n) >= 0 || !Allowed(with, c.unprivileged, n.Major, n.Minor) {
-		return Problem{RuleMissing, fmt.Sprintf("a %s line denies %s", denyKey, path), line, "remove that line"}, true
+	if c.ruleOf(n) >= 0 || !c.program.opensWith(Rule{'c', n.Major, n.Minor, "rwm"}) {
+		return Problem{Kind: RuleMissing, Message: fmt.Sprintf("a %s line denies %s", denyKey, path), Advice: "remove that line"}
 	}
-	return Problem{RuleMissing, fmt.Sprintf("no rule allows %s (%d:%d)", path, n.Major, n.Minor), line, ""}, true
+	return Problem{Kind: RuleMissing, Message: fmt.Sprintf("no rule allows %s (%d:%d)", path, n.Major, n.Minor)}
 }
 
 func (c *conf) deviceProblems() []Problem {
 	var all []Problem
 	seen := map[string]string{}
-	autodevOff := slices.ContainsFunc(c.file.Raw(), func(e pveconf.Entry) bool {
-		return e.Key == "lxc.autodev" && lxcValue(e.Value) == "0"
-	})
+	autodevOff := false
+	for _, e := range c.raw {
+		if e.Key == "lxc.autodev" {
+			autodevOff = LXCValue(e.Value) == "0"
+		}
+	}
 	for _, d := range c.devices {
-		if d.broken {
-			continue // lineProblems has it
+		if d.broken != "" {
+			all = append(all, Problem{InvalidLine, fmt.Sprintf("%s: %s; the container does not start", d.key, d.broken), d.line, ""})
+			continue
 		}
 		if first, ok := seen[d.path]; ok {
 			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("%s is given by %s already", d.path, first), d.line, ""})
 			continue
 		}
 		seen[d.path] = d.key
-		all = append(all, c.gone(d.path, d.line)...)
+		all = append(all, c.gone(d.source, d.line)...)
+		if d.rootOnly && !d.denyWrite {
+			all = append(all, Problem{RuleMissing, fmt.Sprintf("%s gives %s without a mode, so with 0660: only the container's root can open it", d.key, d.path), d.line, ""})
+		}
 		if d.denyWrite {
 			all = append(all, Problem{RuleMissing, fmt.Sprintf("%s denies writing to %s, which every use of it needs", d.key, d.path), d.line, ""})
 		}
@@ -155,24 +187,28 @@ func (c *conf) deviceProblems() []Problem {
 
 func (c *conf) ruleProblems() []Problem {
 	var all []Problem
-	var seen []rule
+	seen := map[Rule][]rule{} // by numbers
+	given := c.allGiven()
 	for _, r := range c.rules {
-		switch first := slices.IndexFunc(seen, func(o rule) bool { return o.covers(r) }); {
+		numbers := Rule{Major: r.rule.Major, Minor: r.rule.Minor}
+		switch first := slices.IndexFunc(seen[numbers], func(o rule) bool { return o.covers(r) }); {
 		case r.noEffect != "":
 			all = append(all, Problem{NoEffect, fmt.Sprintf("the rule %q has no effect: %s", r.text, r.noEffect), r.line, ""})
+			continue
 		case r.stale:
 			all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for a major that no NVIDIA driver has%s", r.text, c.uvmMajor()), r.line, ""})
+			continue
 		case first >= 0:
-			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the rule %q says what line %d says already", r.text, seen[first].line), r.line, ""})
+			all = append(all, Problem{DuplicateEntry, fmt.Sprintf("the rule %q says what line %d says already", r.text, seen[numbers][first].line), r.line, ""})
+			continue
 		case r.path == "" && r.rule.Minor < 0:
-			seen = append(seen, r)
 			all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows every device of %s", r.text, c.driverOf(r.rule.Major)), r.line, ""})
-		case !c.given(r):
-			seen = append(seen, r)
+		case r.path != "" && len(c.gone(r.path, r.line)) > 0:
+			all = append(all, Problem{DeviceGone, fmt.Sprintf("the node has no usable %s now, and with the rule %q the container does not start", r.path, r.text), r.line, ""})
+		case !given.has(r):
 			all = append(all, Problem{MountMissing, fmt.Sprintf("the rule %q is for a device that the conf does not give", r.text), r.line, ""})
-		default:
-			seen = append(seen, r)
 		}
+		seen[numbers] = append(seen[numbers], r)
 	}
 	for _, e := range c.broad {
 		all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows NVIDIA devices among all others", e.Value), e.Line,
@@ -191,22 +227,45 @@ func (o rule) covers(r rule) bool {
 		strings.Trim(r.rule.Access, o.rule.Access) == ""
 }
 
-// given says whether some entry gives a device of the rule's numbers or path.
-func (c *conf) given(r rule) bool {
-	is := func(path string) bool {
-		if r.path != "" {
-			return r.path == path
+// given are the devices that entries give.
+type given struct {
+	paths   map[string]bool
+	numbers map[[2]int]bool // major and minor
+	caps    bool            // some capability node, whose numbers the inventory does not have
+}
+
+func (c *conf) allGiven() given {
+	g := given{map[string]bool{}, map[[2]int]bool{}, false}
+	add := func(path string) {
+		g.paths[path] = true
+		if n, ok := c.inv.node(path); ok {
+			g.numbers[[2]int{n.Major, n.Minor}] = true
+		} else if minor := gpuMinor(path); minor >= 0 {
+			g.numbers[[2]int{nvidiaMajor, minor}] = true
+		} else if strings.HasPrefix(path, "/dev/nvidia-caps") {
+			g.caps = true
 		}
-		n, ok := c.inv.node(path)
-		if !ok {
-			// The capability nodes are not in the inventory: leave the judgement open.
-			return strings.HasPrefix(path, "/dev/nvidia-caps") && r.rule.Major != nvidiaMajor ||
-				r.rule.Major == nvidiaMajor && gpuMinor(path) == r.rule.Minor
-		}
-		return n.Major == r.rule.Major && n.Minor == r.rule.Minor
 	}
-	return slices.ContainsFunc(c.mounts, func(m mount) bool { return m.noEffect == "" && is(m.source) }) ||
-		slices.ContainsFunc(c.devices, func(d device) bool { return !d.broken && is(d.path) })
+	for _, m := range c.mounts {
+		if m.noEffect == "" {
+			add(m.source)
+		}
+	}
+	for _, d := range c.devices {
+		if d.broken == "" {
+			add(d.source)
+		}
+	}
+	return g
+}
+
+// has says whether some entry gives a device of the rule's numbers or path. For a rule that may be for a
+// capability node the judgement stays open.
+func (g given) has(r rule) bool {
+	if r.path != "" {
+		return g.paths[r.path]
+	}
+	return g.numbers[[2]int{r.rule.Major, r.rule.Minor}] || g.caps && r.rule.Major != nvidiaMajor
 }
 
 // driverOf names the driver of a major for a message.
@@ -236,7 +295,7 @@ func (c *conf) missingProblems() []Problem {
 			all = append(all, Problem{ControlDeviceNotGiven, fmt.Sprintf("a GPU is given without %s", n.Path), 0, ""})
 		}
 	}
-	if !c.unprivileged {
+	if !c.mapped {
 		all = append(all, Problem{Privileged, "a privileged container has GPUs: its root is root on the node", 0,
 			"make it unprivileged: back it up and restore it with --unprivileged 1"})
 	}
@@ -260,7 +319,7 @@ func (c *conf) pendingProblems() []Problem {
 	const advice = "remove the lines from [pve:pending]"
 	pending := c.file.Pending()
 	var all []Problem
-	if raw := pending.Raw; len(raw) > 0 && len(c.file.Raw()) > 0 {
+	if raw := pending.Raw; len(raw) > 0 && len(c.raw) > 0 {
 		all = append(all, Problem{EntryInPending, fmt.Sprintf("raw lines in [pve:pending] (from line %d on) replace all raw lines above when the container stops",
 			raw[0].Line), raw[0].Line, advice})
 	} else if lines := c.entries(pveconf.Section{Raw: raw}); lines != nil {

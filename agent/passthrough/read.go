@@ -1,6 +1,7 @@
 package passthrough
 
 import (
+	"fmt"
 	"path"
 	"regexp"
 	"slices"
@@ -13,24 +14,37 @@ import (
 type conf struct {
 	file         *pveconf.File
 	inv          Inventory
-	unprivileged bool
+	raw          []pveconf.Entry
+	unprivileged bool // every device is allowed but what is denied
+	mapped       bool // the container's root is not the node's
 	mounts       []mount
 	rules        []rule // allow rules, cgroup v1 ones too
 	devices      []device
 	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
 	strange      []pveconf.Entry // wildcard rules for another driver that may have been meant for nvidia-uvm
+	unreadable   []pveconf.Entry // rules for other devices that LXC cannot read
+	wide         []problemAt     // other ways to NVIDIA devices
 	otherDevices bool            // other devices, whose majors may be given out at run time, are given too
-	lines        []RuleLine
+	program      program
 	uvm          bool // nvidia-uvm is about to be given
+	below        cancellations
+}
+
+// A problemAt is something a person is told about a line.
+type problemAt struct {
+	line            int
+	message, advice string
 }
 
 // A mount is an lxc.mount.entry with an NVIDIA path as its source or target.
 type mount struct {
 	line     int
-	source   string // absolute, cleaned
+	source   string // absolute, cleaned, no link of /dev/char
 	target   string // absolute in the container, cleaned
 	noEffect string // why it does not give the device; empty if it does
-	hidden   bool   // a line end or NUL stands within
+	makes    bool   // it makes a file at the target all the same
+	rootfs   bool   // it depends on the container's number
+	exact    bool   // it is no link, and no line end or NUL stands within
 }
 
 // A rule is an allow rule for NVIDIA devices.
@@ -41,7 +55,7 @@ type rule struct {
 	text     string // as LXC reads it
 	stale    bool   // made for nvidia-uvm when it had another major
 	noEffect string
-	hidden   bool
+	hidden   bool // a line end or NUL stands within
 }
 
 // A device is a devN for an NVIDIA path.
@@ -49,34 +63,97 @@ type device struct {
 	line      int
 	key       string
 	path      string // cleaned
+	source    string // path, but the device that a link of /dev/char stands for
 	denyWrite bool
-	broken    bool // Proxmox cannot read it, and the container does not start
+	rootOnly  bool   // neither mode nor owner is given
+	broken    string // why Proxmox cannot make it, so that the container does not start
+}
+
+// cancellations are the lines that make LXC forget what stands above them.
+type cancellations struct {
+	mounts int          // the last empty lxc.mount.entry; 0: none
+	rules  int          // the last line that forgets every allow rule
+	denied map[Rule]int // the last deny rule of each kind
+	nul    int          // the line in which LXC's configuration ends
 }
 
 func read(f *pveconf.File, inv Inventory, wantsUVM bool) *conf {
-	c := &conf{file: f, inv: inv, unprivileged: unprivileged(f), lines: RuleLines(f, inv), uvm: wantsUVM}
-	c.readEntries(f.Properties(), f.Raw())
+	properties, raw := f.Properties(), f.Raw()
+	c := &conf{file: f, inv: inv, raw: raw, uvm: wantsUVM}
+	c.unprivileged, c.mapped = unprivileged(properties, raw)
+	c.program = compile(ruleLines(properties, raw, inv), c.unprivileged)
+	c.readEntries(properties, raw)
 	return c
 }
 
 // readEntries collects the NVIDIA entries of one section.
 func (c *conf) readEntries(properties, raw []pveconf.Entry) {
-	for i, e := range raw {
-		if e.Key == mountKey {
-			c.readMount(e, raw[i+1:])
+	c.below = readCancellations(raw)
+	for _, e := range raw {
+		switch e.Key {
+		case mountKey:
+			c.readMount(e)
+		case "lxc.hook.mount":
+			c.readHook(e)
 		}
 	}
 	for _, e := range properties {
-		if isDevice(e.Key) {
+		switch {
+		case isDevice(e.Key):
 			c.readDevice(e)
+		case mountPointPattern.MatchString(e.Key):
+			c.readMountPoint(e)
 		}
 	}
 	// After mounts and devices, which tell a stale rule from a stranger's.
-	for i, e := range raw {
-		if e.Key == allowKey || e.Key == allowV1Key {
-			c.readRule(e, raw[i+1:])
+	for _, e := range raw {
+		switch e.Key {
+		case allowKey, allowV1Key:
+			c.readRule(e)
+		case denyKey:
+			if value := LXCValue(e.Value); value != "" && !c.beyond(e) {
+				if _, err := ParseRule(value); err != nil {
+					c.unreadable = append(c.unreadable, e)
+				}
+			}
 		}
 	}
+}
+
+func readCancellations(raw []pveconf.Entry) cancellations {
+	below := cancellations{denied: map[Rule]int{}}
+	for _, e := range raw {
+		value := LXCValue(e.Value)
+		switch e.Key {
+		case mountKey:
+			if value == "" {
+				below.mounts = e.Line
+			}
+		case allowKey:
+			if value == "" || value == "a" {
+				below.rules = e.Line
+			}
+		case denyKey:
+			if r, err := ParseRule(value); err == nil && r.global() {
+				below.rules = e.Line
+			} else if err == nil {
+				below.denied[r] = e.Line
+			}
+		}
+		if hasNUL(e) {
+			below.nul = e.Line
+			break
+		}
+	}
+	return below
+}
+
+// beyond says whether LXC does not get as far as e.
+func (c *conf) beyond(e pveconf.Entry) bool { return 0 < c.below.nul && c.below.nul < e.Line }
+
+// cancelled says whether a line below the given one makes LXC forget the allow rule r.
+func (b cancellations) cancelled(r Rule, line int) bool {
+	return b.rules > line || b.denied[r] > line
 }
 
 func (c *conf) readDevice(e pveconf.Entry) {
@@ -90,69 +167,120 @@ func (c *conf) readDevice(e pveconf.Entry) {
 			}
 		}
 	}
-	if p := path.Clean(d.Path); nvidiaPath.MatchString(p) {
-		c.devices = append(c.devices, device{line: e.Line, key: e.Key, path: p, denyWrite: d.DenyWrite, broken: err != nil})
-	} else if !staticPath.MatchString(p) {
-		c.otherDevices = true
+	p := path.Clean(d.Path)
+	dev := device{line: e.Line, key: e.Key, path: p, source: c.inv.resolve(p), denyWrite: d.DenyWrite,
+		rootOnly: d.Mode == "" && d.UID == "" && d.GID == ""}
+	switch {
+	case !nvidiaPath.MatchString(dev.source):
+		c.otherDevices = c.otherDevices || !staticPath.MatchString(p)
+		return
+	case err != nil:
+		dev.broken = err.Error()
+	case strings.HasSuffix(d.Path, "/"):
+		dev.broken = d.Path + " ends in a slash, and is no device"
+	case kindOf(p) == "dir":
+		dev.broken = p + " is a directory; each device in it needs an entry of its own"
+	case wildPath.MatchString(p):
+		dev.broken = p + " has a wildcard, which Proxmox does not know"
+	}
+	c.devices = append(c.devices, dev)
+}
+
+var mountPointPattern = regexp.MustCompile(`^(mp[0-9]+|rootfs)$`)
+
+// readMountPoint finds the mount points that give NVIDIA devices, or were meant to: Proxmox mounts what is
+// below /dev as a file system (PVE::LXC::Config, classify_mountpoint).
+func (c *conf) readMountPoint(e pveconf.Entry) {
+	volume, _, _ := strings.Cut(e.Value, ",")
+	volume = strings.TrimPrefix(volume, "volume=")
+	switch p := path.Clean(volume); {
+	case nvidiaPath.MatchString(c.inv.resolve(p)):
+		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("%s mounts %s as a file system, which it has not: the container does not start", e.Key, p), "remove " + e.Key})
+	case p == "/" || p == "/dev":
+		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("%s binds %s of the node, with every device in it", e.Key, p), "remove " + e.Key})
 	}
 }
+
+// readHook finds the hook with which NVIDIA's container tools give GPUs by themselves.
+func (c *conf) readHook(e pveconf.Entry) {
+	if value := LXCValue(e.Value); nvidiaHook.MatchString(value) {
+		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("the hook %q gives GPUs by itself at the start of the container, whatever is set here", value), "remove the line"})
+	}
+}
+
+var nvidiaHook = regexp.MustCompile(`/hooks/nvidia($|[\t ])|nvidia-container-`)
 
 // staticPath matches common devices whose majors are fixed (Linux, admin-guide/devices.txt).
 var staticPath = regexp.MustCompile(`^/dev/(dri|snd|input|bus/usb|net/tun|fuse|kvm|tty[^/]*|video[0-9]+|loop[^/]*|null|shm)(/|$)`)
 
-// unprivileged says whether the container's root is not the host's; Proxmox treats a raw lxc.idmap like
-// the property (LXC.pm, update_lxc_config).
-func unprivileged(f *pveconf.File) bool {
-	v, _ := f.Property("unprivileged")
-	return v == "1" || slices.ContainsFunc(f.Raw(), func(e pveconf.Entry) bool { return e.Key == "lxc.idmap" })
+// unprivileged says whether Proxmox takes the container for an unprivileged one, in which every device is
+// allowed, and whether its ids are mapped. A raw lxc.idmap, whatever it says, counts like the property and
+// takes the place of Proxmox's own map (LXC.pm, update_lxc_config); after an empty one LXC has none.
+func unprivileged(properties, raw []pveconf.Entry) (user, mapped bool) {
+	for _, e := range properties {
+		if e.Key == "unprivileged" {
+			user = e.Value != "0" // Perl's truth
+			mapped = user
+		}
+	}
+	for _, e := range raw {
+		if e.Key == "lxc.idmap" {
+			user, mapped = true, LXCValue(e.Value) != ""
+		}
+	}
+	return user, mapped
 }
 
-var rootfsPattern = regexp.MustCompile(`^/var/lib/lxc/[0-9]+/rootfs/`)
-
-// readMount reads an fstab line as LXC does (lxc/conf.c, mount_file_entries). rest are the raw lines below.
-func (c *conf) readMount(e pveconf.Entry, rest []pveconf.Entry) {
-	value := lxcValue(e.Value)
-	fields := strings.FieldsFunc(value, func(r rune) bool { return r == ' ' || r == '\t' })
-	if len(fields) < 2 || strings.HasPrefix(value, "#") {
+func (c *conf) readMount(e pveconf.Entry) {
+	entry, ok := ParseMount(e.Value)
+	if !ok {
 		return
 	}
-	for i := range fields {
-		fields[i] = fstabEscapes.Replace(fields[i])
-	}
-	m := mount{line: e.Line, source: path.Clean(fields[0]), hidden: strings.ContainsAny(e.Value, "\r\x00")}
-	absolute := strings.HasPrefix(fields[1], "/")
-	if root := rootfsPattern.FindString(fields[1]); root != "" {
-		m.target, absolute = path.Clean(fields[1][len(root)-1:]), false
-	} else {
-		m.target = path.Clean("/" + fields[1])
-	}
+	clean := path.Clean(entry.Source)
+	m := mount{line: e.Line, source: c.inv.resolve(clean), target: entry.Target, rootfs: entry.Rootfs}
+	m.exact = m.source == clean && !strings.ContainsAny(e.Value, "\r\x00")
 	if !nvidiaPath.MatchString(m.source) && !nvidiaPath.MatchString(m.target) {
-		c.otherDevices = c.otherDevices || strings.HasPrefix(m.source, "/dev/") && !staticPath.MatchString(m.source)
+		c.readOtherMount(e, entry, clean)
 		return
 	}
-	var options []string
-	if len(fields) > 3 {
-		options = strings.Split(fields[3], ",")
-	}
-	has := func(o string) bool { return slices.Contains(options, o) }
-	cleared := slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return o.Key == mountKey && lxcValue(o.Value) == "" })
+	kind := kindOf(m.source)
+	m.makes = entry.Has("create=file") && !c.beyond(e) && c.below.mounts <= e.Line
 	switch {
-	case absolute:
-		m.noEffect = "its target begins with a slash, and LXC ignores it"
-	case slices.Contains(strings.Split(fields[1], "/"), ".."):
-		m.noEffect = "its target leaves the container"
-	case cleared:
+	case c.beyond(e):
+		m.noEffect = fmt.Sprintf("LXC reads no further than the NUL in line %d", c.below.nul)
+	case c.below.mounts > e.Line:
 		m.noEffect = "an empty lxc.mount.entry below cancels it"
-	case !has("bind") && !has("rbind"):
+	case entry.Absolute && !entry.Rootfs:
+		m.noEffect, m.makes = "its target begins with a slash, and LXC ignores it", false
+	case entry.leaves():
+		m.noEffect, m.makes = "its target leaves the container", false
+	case entry.slash && kind == "file":
+		m.noEffect, m.makes = "a path in it ends in a slash, and is no device", false
+	case wildPath.MatchString(m.source):
+		m.noEffect = "nothing expands the wildcard in it"
+	case !entry.Has("bind") && !entry.Has("rbind"):
 		m.noEffect = "it is no bind mount"
-	case has("relative"):
+	case entry.Has("relative"):
 		m.noEffect = "its source is looked up in the container"
-	case !has("create=" + kindOf(m.source)):
-		m.noEffect = "nothing makes its target: create=" + kindOf(m.source) + " is missing"
+	case !entry.Has("create=" + kind):
+		m.noEffect = "nothing makes its target: create=" + kind + " is missing"
+	case entry.noDev():
+		m.noEffect = "nodev keeps the device from being opened"
 	case !nvidiaPath.MatchString(m.source):
 		m.noEffect = "its source is no NVIDIA device"
 	}
 	c.mounts = append(c.mounts, m)
+}
+
+// readOtherMount finds the mounts that bring every device of the node with them.
+func (c *conf) readOtherMount(e pveconf.Entry, m Mount, source string) {
+	all := m.Bind() && (source == "/dev" || source == "/" && m.Has("rbind")) || m.Type == "devtmpfs" && !m.Has("bind") && !m.Has("rbind")
+	switch {
+	case all && (!m.Absolute || m.Rootfs) && !m.noDev() && !c.beyond(e) && c.below.mounts <= e.Line:
+		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("the mount entry of %s brings every device of the node", source), "remove the line, and give the devices that are needed one by one"})
+	case strings.HasPrefix(source, "/dev/") && !staticPath.MatchString(source):
+		c.otherDevices = true
+	}
 }
 
 // kindOf says what a mount's source is, in the words of the option create.
@@ -163,30 +291,30 @@ func kindOf(source string) string {
 	return "file"
 }
 
-var fstabEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+// brokenRule finds the rules for NVIDIA devices that LXC cannot read.
+var brokenRule = regexp.MustCompile(`^(c[\t-\r ]*195[^0-9]|/dev/nvidia)`)
 
-// brokenRule finds the rules for NVIDIA's own major that LXC cannot read.
-var brokenRule = regexp.MustCompile(`^c[\t-\r ]*195[^0-9]`)
-
-// readRule reads an allow rule. rest are the raw lines below.
-func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
-	value := lxcValue(e.Value)
+// readRule reads an allow rule.
+func (c *conf) readRule(e pveconf.Entry) {
+	value := LXCValue(e.Value)
 	r := rule{line: e.Line, text: value, hidden: strings.ContainsAny(e.Value, "\r\x00")}
 	var err error
 	r.rule, r.path, err = parseRule(value, c.inv)
 	switch {
 	case err != nil:
 		if !brokenRule.MatchString(value) {
+			if e.Key == allowKey && value != "" && !c.beyond(e) {
+				c.unreadable = append(c.unreadable, e)
+			}
 			return
 		}
 		r.noEffect = "LXC cannot read it and does not start the container"
 	case r.path != "":
-		r.path = path.Clean(r.path)
 		if !nvidiaPath.MatchString(r.path) {
 			return
 		}
-	case r.rule.Type != 'c' || r.rule.Major < 0:
-		if e.Key == allowKey && (r.rule.Type == 'a' || r.rule.opens(nvidiaMajor, max(r.rule.Minor, 0))) {
+	case r.rule.Type == 'b' || r.rule.Major < 0:
+		if e.Key == allowKey && !c.beyond(e) && (r.rule.global() || r.rule.opens('c', nvidiaMajor, max(r.rule.Minor, 0))) {
 			c.broad = append(c.broad, e)
 		}
 		return
@@ -202,26 +330,15 @@ func (c *conf) readRule(e pveconf.Entry, rest []pveconf.Entry) {
 		return
 	}
 	switch {
+	case c.beyond(e):
+		r.noEffect = fmt.Sprintf("LXC reads no further than the NUL in line %d", c.below.nul)
 	case r.noEffect != "":
 	case e.Key == allowV1Key:
 		r.noEffect = "it is for cgroup v1"
-	case slices.ContainsFunc(rest, func(o pveconf.Entry) bool { return cancels(o, r.rule) }):
+	case c.below.cancelled(r.rule, e.Line):
 		r.noEffect = "a line below cancels it"
 	}
 	c.rules = append(c.rules, r)
-}
-
-// cancels says whether the later raw line makes LXC forget the allow rule r.
-func cancels(e pveconf.Entry, r Rule) bool {
-	value := lxcValue(e.Value)
-	later, err := ParseRule(value)
-	switch e.Key {
-	case allowKey:
-		return value == "" || err == nil && later.Type == 'a'
-	case denyKey:
-		return err == nil && (later.Type == 'a' || later == r)
-	}
-	return false
 }
 
 // stale says whether a rule was most likely made for nvidia-uvm under a major it had before: the major is
@@ -229,7 +346,7 @@ func cancels(e pveconf.Entry, r Rule) bool {
 // the conf gives nvidia-uvm. Everything else may be meant for some other device. Where the inventory has
 // only the majors of NVIDIA's drivers the conf must not give another device that may have such a major.
 func (c *conf) stale(r Rule) bool {
-	return r.Type == 'c' && dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" &&
+	return dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" &&
 		(c.uvm || c.givesUVM()) && (c.inv.hasOtherMajors() || !c.otherDevices)
 }
 
@@ -242,5 +359,5 @@ func dynamic(major int) bool {
 func (c *conf) givesUVM() bool {
 	uvm := func(p string) bool { return p == "/dev/nvidia-uvm" || p == "/dev/nvidia-uvm-tools" }
 	return slices.ContainsFunc(c.mounts, func(m mount) bool { return uvm(m.source) }) ||
-		slices.ContainsFunc(c.devices, func(d device) bool { return uvm(d.path) })
+		slices.ContainsFunc(c.devices, func(d device) bool { return uvm(d.source) })
 }

@@ -2,8 +2,8 @@ package passthrough
 
 import (
 	"fmt"
+	"path"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -20,13 +20,16 @@ const (
 
 // A Rule is one rule of the device cgroup.
 type Rule struct {
-	Type         byte   // 'c', 'b', or 'a' for every device
+	Type         byte   // 'c', 'b', or 'a' for both
 	Major, Minor int    // -1: any
-	Access       string // of the letters r, w and m
+	Access       string // of the letters r, w and m; empty for the rule "a", which forgets all rules before it
 }
 
+// global says whether r is "a" alone.
+func (r Rule) global() bool { return r.Access == "" }
+
 func (r Rule) String() string {
-	if r.Type == 'a' {
+	if r.global() {
 		return "a"
 	}
 	number := func(n int) string {
@@ -38,34 +41,41 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%c %s:%s %s", r.Type, number(r.Major), number(r.Minor), r.Access)
 }
 
+// After three letters LXC reads no further, so what follows them may be anything, a comment too.
 var (
-	rulePattern     = regexp.MustCompile(`^([bc])[\t-\r ](\*|[0-9]{1,9}):(\*|[0-9]{1,9})[\t-\r ]([rwm]{1,3})$`)
-	pathRulePattern = regexp.MustCompile(`^(/[^\t-\r ]+)[\t-\r ]+([rwm]{1,3})$`)
+	rulePattern     = regexp.MustCompile(`(?s)^([abc])[\t-\r ](\*|[0-9]+):(\*|[0-9]+)[\t-\r ](?:([rwm]{3}).*|([rwm]{1,2}))$`)
+	pathRulePattern = regexp.MustCompile(`(?s)^(/[^ ]*) +(?:([rwm]{3})[^ ]*|([rwm]{1,2}))(?: .*)?$`)
 )
 
 // ParseRule reads a rule of numbers as LXC does (cgfsng.c, device_cgroup_rule_parse). A rule by path ("/dev/nvidia-uvm rwm") is an error: only LXC at the start of the
 // container knows its numbers.
 func ParseRule(value string) (Rule, error) {
 	if value == "a" {
-		return Rule{Type: 'a', Major: -1, Minor: -1, Access: "rwm"}, nil
+		return Rule{Type: 'a', Major: -1, Minor: -1}, nil
 	}
 	m := rulePattern.FindStringSubmatch(value)
 	if m == nil {
 		return Rule{}, fmt.Errorf("device rule %q is not TYPE MAJOR:MINOR ACCESS", value)
 	}
-	number := func(s string) int {
-		if n, err := strconv.Atoi(s); err == nil {
-			return n
+	r := Rule{Type: m[1][0], Access: m[4] + m[5]}
+	for i, number := range []*int{&r.Major, &r.Minor} {
+		if *number = -1; m[2+i] == "*" {
+			continue
 		}
-		return -1
+		// As C's strtol: a leading zero means octal.
+		n, err := strconv.ParseInt(m[2+i], 0, 32)
+		if err != nil {
+			return Rule{}, fmt.Errorf("device rule %q: %w", value, err)
+		}
+		*number = int(n)
 	}
-	return Rule{Type: m[1][0], Major: number(m[2]), Minor: number(m[3]), Access: m[4]}, nil
+	return r, nil
 }
 
-// opens says whether the rule covers opening the character device for reading and writing. LXC's
-// program compares the whole of the access that is asked for: a rule of "r" alone does not match it.
-func (r Rule) opens(major, minor int) bool {
-	return r.Type == 'c' && (r.Major < 0 || r.Major == major) && (r.Minor < 0 || r.Minor == minor) &&
+// opens says whether the rule covers opening the device for reading and writing. LXC's program compares the
+// whole of the access that is asked for: a rule of "r" alone does not match it.
+func (r Rule) opens(kind byte, major, minor int) bool {
+	return (r.Type == kind || r.Type == 'a') && (r.Major < 0 || r.Major == major) && (r.Minor < 0 || r.Minor == minor) &&
 		strings.Contains(r.Access, "r") && strings.Contains(r.Access, "w")
 }
 
@@ -84,48 +94,82 @@ type RuleLine struct {
 // place; an empty value forgets the earlier lines of its key, those of Proxmox's files among them. Where no
 // rule is left LXC installs no program, and everything is allowed, even after a "deny a".
 func Allowed(rules []RuleLine, allowAll bool, major, minor int) bool {
+	return compile(rules, allowAll).opens('c', major, minor)
+}
+
+// AllowsAll says whether the rules let a container open devices of every kind: block devices, among them the
+// disks of the node, are open to it too. The base is as for [Allowed].
+func AllowsAll(rules []RuleLine, allowAll bool) bool {
+	p := compile(rules, allowAll)
+	return p.opens('b', 8, 0) && p.opens('b', 259, 0)
+}
+
+// A program is what LXC makes of device rules.
+type program struct {
+	allowAll bool          // the base
+	denied   map[Rule]bool // all rules, in force or not; true: a deny rule
+}
+
+func compile(rules []RuleLine, allowAll bool) program {
 	// LXC's common.conf denies all and allows, among others, making any node.
 	lines := []RuleLine{{Deny: true, Value: "a"}, {Value: "c *:* m"}}
 	if allowAll {
 		lines = []RuleLine{{Value: "a"}}
 	}
-	for _, r := range rules {
-		if r.Value != "" {
-			lines = append(lines, r)
-		} else {
-			lines = slices.DeleteFunc(lines, func(l RuleLine) bool { return l.Deny == r.Deny })
+	first := map[bool]int{} // where the lines of each key begin to count
+	lines = append(lines, rules...)
+	for i, l := range lines {
+		if l.Value == "" {
+			first[l.Deny] = i + 1
 		}
 	}
-	allowAll = false
-	denied := map[Rule]bool{}
-	for _, l := range lines {
+	p := program{denied: map[Rule]bool{}}
+	for i, l := range lines {
 		r, err := ParseRule(l.Value)
 		switch {
-		case err != nil:
-		case r.Type == 'a':
-			allowAll = !l.Deny
-			clear(denied)
+		case err != nil || i < first[l.Deny]:
+		case r.global():
+			p.allowAll = !l.Deny
+			clear(p.denied)
 		default:
-			denied[r] = l.Deny
+			p.denied[r] = l.Deny
 		}
 	}
-	if len(denied) == 0 {
+	return p
+}
+
+func (p program) opens(kind byte, major, minor int) bool {
+	if len(p.denied) == 0 {
 		return true
 	}
-	for r, deny := range denied {
-		if deny == allowAll && r.opens(major, minor) {
+	for r, deny := range p.denied {
+		if deny == p.allowAll && r.opens(kind, major, minor) {
 			return !deny
 		}
 	}
-	return allowAll
+	return p.allowAll
+}
+
+// opensWith says whether an allow rule for the character device at the end would let the container open it.
+func (p program) opensWith(r Rule) bool {
+	for d, deny := range p.denied {
+		if p.allowAll && deny && d != r && d.opens('c', r.Major, r.Minor) {
+			return false
+		}
+	}
+	return true
 }
 
 // RuleLines returns the device rules that Proxmox makes of the main section: those of the devN, then the
 // raw lines, rules by path with the numbers that the device has now. Rules of LXC's own files are left
 // out; none of them lets a container open an NVIDIA device.
 func RuleLines(f *pveconf.File, inv Inventory) []RuleLine {
+	return ruleLines(f.Properties(), f.Raw(), inv)
+}
+
+func ruleLines(properties, raw []pveconf.Entry, inv Inventory) []RuleLine {
 	var lines []RuleLine
-	for _, e := range f.Properties() {
+	for _, e := range properties {
 		if !isDevice(e.Key) {
 			continue
 		}
@@ -133,9 +177,9 @@ func RuleLines(f *pveconf.File, inv Inventory) []RuleLine {
 		if err != nil {
 			continue
 		}
-		n, ok := inv.node(d.Path)
+		n, ok := inv.node(inv.resolve(path.Clean(d.Path)))
 		switch {
-		case !ok:
+		case !ok || n.Major < 0:
 		case d.DenyWrite:
 			lines = append(lines,
 				RuleLine{Value: Rule{'c', n.Major, n.Minor, "r"}.String()},
@@ -144,40 +188,45 @@ func RuleLines(f *pveconf.File, inv Inventory) []RuleLine {
 			lines = append(lines, RuleLine{Value: Rule{'c', n.Major, n.Minor, "rw"}.String()})
 		}
 	}
-	for _, e := range f.Raw() {
-		if e.Key != allowKey && e.Key != denyKey {
-			continue
+	for _, e := range raw {
+		if e.Key == allowKey || e.Key == denyKey {
+			value := LXCValue(e.Value)
+			if r, path, err := parseRule(value, inv); err == nil && path != "" && r.Major >= 0 {
+				value = r.String()
+			}
+			lines = append(lines, RuleLine{Deny: e.Key == denyKey, Value: value})
 		}
-		value := lxcValue(e.Value)
-		if r, path, err := parseRule(value, inv); err == nil && path != "" && r.Major >= 0 {
-			value = r.String()
+		if hasNUL(e) {
+			break // LXC reads no further
 		}
-		lines = append(lines, RuleLine{Deny: e.Key == denyKey, Value: value})
 	}
 	return lines
 }
 
 // parseRule reads a rule of numbers or by path; the numbers of a path are -1 if inv does not have it.
-func parseRule(value string, inv Inventory) (r Rule, path string, err error) {
+func parseRule(value string, inv Inventory) (r Rule, file string, err error) {
 	m := pathRulePattern.FindStringSubmatch(value)
 	if m == nil {
 		r, err = ParseRule(value)
 		return r, "", err
 	}
-	r = Rule{Type: 'c', Major: -1, Minor: -1, Access: m[2]}
-	if n, ok := inv.node(m[1]); ok {
+	r = Rule{Type: 'c', Major: -1, Minor: -1, Access: m[2] + m[3]}
+	file = inv.resolve(path.Clean(m[1]))
+	if n, ok := inv.node(file); ok {
 		r.Major, r.Minor = n.Major, n.Minor
 	}
-	return r, m[1], nil
+	return r, file, nil
 }
 
-var devicePattern = regexp.MustCompile(`^dev(0|[1-9][0-9]{0,2})$`)
+// devicePattern is wider than Proxmox's schema: at a start Proxmox takes every such key, dev256 and dev007
+// too (PVE::LXC::Config, foreach_passthrough_device).
+var devicePattern = regexp.MustCompile(`^dev[0-9]+$`)
 
 func isDevice(key string) bool { return devicePattern.MatchString(key) }
 
-// lxcValue returns what LXC reads of a raw value: up to a CR or NUL, without one matching pair of quotes
+// LXCValue returns what LXC reads of a raw value: up to a CR or NUL, without one matching pair of quotes
 // (confile.c, parse_line).
-func lxcValue(value string) string {
+func LXCValue(value string) string {
 	if i := strings.IndexAny(value, "\r\x00"); i >= 0 {
 		value = strings.TrimRight(value[:i], " \t\v\f")
 	}
@@ -185,4 +234,10 @@ func lxcValue(value string) string {
 		return value[1 : n-1]
 	}
 	return value
+}
+
+// hasNUL says whether LXC's configuration ends in this raw line. Proxmox takes the lines of
+// lxc.environment.runtime apart at each NUL, so none of them reaches LXC.
+func hasNUL(e pveconf.Entry) bool {
+	return e.Key != "lxc.environment.runtime" && strings.Contains(e.Value, "\x00")
 }

@@ -15,7 +15,12 @@ func TestParseRule(t *testing.T) {
 		"c 195:* rw":    {Type: 'c', Major: 195, Minor: -1, Access: "rw"},
 		"b *:* m":       {Type: 'b', Major: -1, Minor: -1, Access: "m"},
 		"c\t195:255\tr": {Type: 'c', Major: 195, Minor: 255, Access: "r"},
-		"a":             {Type: 'a', Major: -1, Minor: -1, Access: "rwm"},
+		"a":             {Type: 'a', Major: -1, Minor: -1},
+		"a *:* rwm":     {Type: 'a', Major: -1, Minor: -1, Access: "rwm"},
+		"c 195:0 rwmx":  {Type: 'c', Major: 195, Minor: 0, Access: "rwm"},
+		"c 0303:010 rr": {Type: 'c', Major: 195, Minor: 8, Access: "rr"},
+
+		"c 195:0 rwm # GPU": {Type: 'c', Major: 195, Minor: 0, Access: "rwm"},
 	} {
 		got, err := passthrough.ParseRule(value)
 		if err != nil {
@@ -26,8 +31,8 @@ func TestParseRule(t *testing.T) {
 		}
 	}
 	for _, value := range []string{
-		"", "c", "a *:* rwm", "all", "c 195:0", "c 195 rwm", "c  195:0 rwm", "c 195:0  rwm", "c 195:0-3 rwm", "c 195:0 rwmx", "c 195:0 rwmr", "c -1:0 rw",
-		"d 195:0 rwm", "C 195:0 rwm", "c 195:0 rwm # GPU", "c 1e2:0 r", "c 99999999999:0 r", "/dev/nvidia0 rwm", " c 195:0 rwm",
+		"", "c", "all", "a all", "c 195:0", "c 195 rwm", "c  195:0 rwm", "c 195:0  rwm", "c 195:0-3 rwm", "c 195:0 rw # GPU", "c 0195:0 rwm", "c -1:0 rw",
+		"d 195:0 rwm", "C 195:0 rwm", "c 1e2:0 r", "c 99999999999:0 r", "/dev/nvidia0 rwm", " c 195:0 rwm",
 	} {
 		if r, err := passthrough.ParseRule(value); err == nil {
 			t.Errorf("ParseRule(%q) = %v, want an error", value, r)
@@ -47,6 +52,8 @@ func TestAllowed(t *testing.T) {
 		{"none", nil, false, true},
 		{"its own rule", rules{allow("c 195:1 rw")}, true, true},
 		{"another minor", rules{allow("c 195:10 rwm"), allow("c 195:0 rwm")}, false, true},
+		{"both kinds of devices", rules{allow("a 195:1 rw")}, true, true},
+		{"a comment after the letters", rules{allow("c 195:1 rwm # the GPU")}, true, true},
 		{"a block device", rules{allow("b 195:1 rwm")}, false, true},
 		{"mknod only, as Proxmox allows for everything", rules{allow("c *:* m")}, false, true},
 		{"reading only", rules{allow("c 195:1 r")}, false, true},
@@ -71,6 +78,31 @@ func TestAllowed(t *testing.T) {
 			}
 			if got := passthrough.Allowed(tt.rules, true, 195, 1); got != tt.user {
 				t.Errorf("unprivileged with %v: allowed %v, want %v", tt.rules, got, tt.user)
+			}
+		})
+	}
+}
+
+func TestAllowsAll(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		rules            []passthrough.RuleLine
+		privileged, user bool
+	}{
+		{"none", nil, false, true},
+		{"everything", []passthrough.RuleLine{{Value: "a"}}, true, true},
+		{"every block device", []passthrough.RuleLine{{Value: "b *:* rwm"}}, true, true},
+		{"every character device", []passthrough.RuleLine{{Value: "c *:* rwm"}}, false, true},
+		{"some block device", []passthrough.RuleLine{{Value: "b 8:0 rw"}}, false, true},
+		{"no rule is left", []passthrough.RuleLine{{Deny: true, Value: "a"}}, true, true},
+		{"denied", []passthrough.RuleLine{{Deny: true, Value: "b *:* rwm"}}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := passthrough.AllowsAll(tt.rules, false); got != tt.privileged {
+				t.Errorf("privileged with %v: AllowsAll = %v, want %v", tt.rules, got, tt.privileged)
+			}
+			if got := passthrough.AllowsAll(tt.rules, true); got != tt.user {
+				t.Errorf("unprivileged with %v: AllowsAll = %v, want %v", tt.rules, got, tt.user)
 			}
 		})
 	}

@@ -153,30 +153,46 @@ func (c *conf) deviceOf(n Node) int {
 }
 
 func (m mount) gives(n Node) bool {
-	return m.noEffect == "" && !m.hidden && m.source == n.Path && m.target == n.Path
+	return m.noEffect == "" && m.exact && !m.rootfs && m.source == n.Path && m.target == n.Path
 }
 
 func (r rule) allows(n Node) bool {
 	return r.noEffect == "" && !r.hidden && (r.path == "" || r.path == n.Path) &&
-		r.rule.Major >= 0 && r.rule.Minor >= 0 && r.rule.opens(n.Major, n.Minor)
+		r.rule.Major >= 0 && r.rule.Minor >= 0 && r.rule.opens('c', n.Major, n.Minor)
 }
 
-func (d device) gives(n Node) bool { return !d.broken && !d.denyWrite && d.path == n.Path }
+func (d device) gives(n Node) bool {
+	return d.broken == "" && !d.denyWrite && !d.rootOnly && d.path == n.Path
+}
 
 // addRaw adds the rules and the mount entries that are missing.
 func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
+	c := read(f, inv, true)
+	rules := make([]int, len(want)) // line by node; 0: missing
+	mounts := make([]int, len(want))
 	for i, n := range want {
-		if read(f, inv, true).ruleOf(n) >= 0 {
+		if at := c.ruleOf(n); at >= 0 {
+			rules[i] = c.rules[at].line
+		}
+		if at := c.mountOf(n); at >= 0 {
+			mounts[i] = c.mounts[at].line
+		}
+	}
+	var added []addition
+	for i, n := range want {
+		if rules[i] > 0 {
 			continue
 		}
 		// By number, not by path: where the path of a rule is missing, LXC does not start.
 		r := Rule{'c', n.Major, n.Minor, "rwm"}
-		if err := addInOrder(f, inv, allowKey, r.String(), want[i+1:], (*conf).ruleLine, r); err != nil {
-			return err
+		before := first(rules[i+1:])
+		if c.below.cancelled(r, before) {
+			before = 0
 		}
+		added = append(added, addition{before, allowKey, r.String()})
 	}
 	for i, n := range want {
-		if read(f, inv, true).mountOf(n) >= 0 {
+		if mounts[i] > 0 {
 			continue
 		}
 		// optional: after a boot of the node the container must come up also if the driver has not made its
@@ -184,45 +200,55 @@ func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
 		// file in the device's place; so Set refuses a node that is missing now, and the agent looks for
 		// devices in the container, never for files.
 		value := n.Path + " " + strings.TrimPrefix(n.Path, "/") + " none bind,optional,create=file"
-		if err := addInOrder(f, inv, mountKey, value, want[i+1:], (*conf).mountLine, Rule{}); err != nil {
+		before := first(mounts[i+1:])
+		if c.below.mounts > before {
+			before = 0
+		}
+		added = append(added, addition{before, mountKey, value})
+	}
+	return insert(f, c.below.nul, added)
+}
+
+// An addition is a raw line that is to stand before the given line, or at the end if that is 0. A line stands
+// before the first one that is there for one of the nodes after its own: so a node that is taken away and
+// given again gets its old place. Where a line below that place would cancel it, it goes to the end.
+type addition struct {
+	before     int
+	key, value string
+}
+
+// first returns the smallest of lines that is not 0, or 0.
+func first(lines []int) int {
+	least := 0
+	for _, l := range lines {
+		if l > 0 && (least == 0 || l < least) {
+			least = l
+		}
+	}
+	return least
+}
+
+// insert adds the lines in their order. LXC reads no further than the line nul, if that is not 0.
+func insert(f *pveconf.File, nul int, added []addition) error {
+	var placed []addition
+	for _, a := range added {
+		if a.before == 0 {
+			a.before = nul
+		}
+		if a.before > 0 {
+			placed = append(placed, a)
+		} else if err := f.AppendRaw(a.key, a.value); err != nil {
+			return err
+		}
+	}
+	// From below, so that the numbers of the lines above stay true.
+	slices.SortStableFunc(placed, func(a, b addition) int { return cmp.Compare(a.before, b.before) })
+	for _, a := range slices.Backward(placed) {
+		if err := f.InsertRaw(a.before, a.key, a.value); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (c *conf) ruleLine(n Node) int {
-	if i := c.ruleOf(n); i >= 0 {
-		return c.rules[i].line
-	}
-	return 0
-}
-
-func (c *conf) mountLine(n Node) int {
-	if i := c.mountOf(n); i >= 0 {
-		return c.mounts[i].line
-	}
-	return 0
-}
-
-// addInOrder adds a raw line before the first line that is there for one of the nodes after it, else at the
-// end: so a node that is taken away and given again gets its old place. lineOf returns the line for a node,
-// or 0. A rule goes to the end too if a line below its place would cancel it.
-func addInOrder(f *pveconf.File, inv Inventory, key, value string, after []Node, lineOf func(*conf, Node) int, r Rule) error {
-	c := read(f, inv, true)
-	before := 0
-	for _, n := range after {
-		if l := lineOf(c, n); l > 0 && (before == 0 || l < before) {
-			before = l
-		}
-	}
-	cancelled := key == allowKey && slices.ContainsFunc(f.Raw(), func(e pveconf.Entry) bool {
-		return e.Line > before && cancels(e, r)
-	})
-	if before == 0 || cancelled {
-		return f.AppendRaw(key, value)
-	}
-	return f.InsertRaw(before, key, value)
 }
 
 // addNative adds the devN that are missing, at the lowest free numbers.

@@ -38,6 +38,12 @@ func TestAllowed(t *testing.T) {
 		"allow ",
 		"deny ",
 		"allow ; deny ",
+		"allow c 195:1 rwm # the GPU",
+		"allow c 195:1 rwmx",
+		"allow a 195:1 rw",
+		"allow b 195:1 rwm",
+		"allow c 0303:01 rw",
+		"allow c 195:001 rw",
 	} {
 		t.Run(rules, func(t *testing.T) {
 			var lines []passthrough.RuleLine
