@@ -22,9 +22,7 @@ func TestEditDuringThePostStopHook(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(n.Dir(), pct.PostStopDelayFile), []byte("1500ms\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, stderr, code := n.Attach(901, "kill -PWR 1"); code != 0 {
-		t.Fatal(stderr)
-	}
+	n.Attach(901, "kill -PWR 1") // its status is that of a shell which may end with the container
 	sandboxtest.Eventually(t, "it counts as stopped", func() bool { return !n.Running(901) })
 	if !strings.Contains(n.Conf(901), "onboot: yes") {
 		t.Fatal("the hook was faster than the test")
