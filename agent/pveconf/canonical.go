@@ -213,20 +213,20 @@ func (m *meaning) write() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// dropUsed removes each unusedN whose volume is in use.
+// dropUsed removes each unusedN whose volume is in use. A mount point that Proxmox cannot read uses none.
 func (b *body) dropUsed() {
 	used := map[string]bool{}
-	for key, value := range b.properties {
-		base := strings.TrimRight(key, "0123456789")
-		if !knownProperty(key) || base != "mp" && base != "rootfs" {
+	for key, p := range b.properties {
+		if key != "rootfs" && (!strings.HasPrefix(key, "mp") || !knownProperty(key)) {
 			continue
 		}
-		if items, err := propertyString(value.text, "volume"); err == nil && !strings.HasPrefix(items["volume"], "/") {
-			used[items["volume"]] = true
+		// A path of the node is no volume, and "0" is false for Perl.
+		if v, ok := volume(key, p.text); ok && !strings.HasPrefix(v, "/") && v != "0" {
+			used[v] = true
 		}
 	}
-	maps.DeleteFunc(b.properties, func(key string, value property) bool {
-		return strings.HasPrefix(key, "unused") && used[value.text]
+	maps.DeleteFunc(b.properties, func(key string, p property) bool {
+		return strings.HasPrefix(key, "unused") && used[p.text]
 	})
 }
 

@@ -47,6 +47,11 @@ func (f *File) Set(key, value string) error {
 	if err != nil {
 		return fmt.Errorf("set %s: %w", key, err)
 	}
+	if isNumbered(key, "dev") { // Proxmox objects to one without a path only when it starts the container
+		if _, err := ParseDevice(value); err != nil {
+			return fmt.Errorf("set %s: %w", key, err)
+		}
+	}
 	l, err := newLine(kindProperty, key, normal)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", key, err)

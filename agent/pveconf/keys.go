@@ -67,31 +67,23 @@ var (
 	numbered = map[string]int{"dev": 255, "mp": 255, "net": 31, "unused": 255} // the highest number
 )
 
-var (
-	booleanPattern = regexp.MustCompile(`^(?i:(1|on|yes|true)|(0|off|no|false))$`)
-	numberPattern  = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
-	hostPattern    = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
-	tagPattern     = regexp.MustCompile(`^(?i)[a-z0-9_][a-z0-9_\-+.]*$`)
-)
+var numberPattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
 
 var errUnknownProperty = errors.New("Proxmox does not know this property")
 
 // checkType returns value as Proxmox normalises it (check_type). Proxmox keeps a value for which there is
-// an error as it is, with a warning. Of the values with a format of their own, devN, hostname and tags
-// are checked; enumerations are not checked by Proxmox either.
+// an error as it is, with a warning. It checks no enumerations and no limits of numbers.
 func checkType(key, value string) (string, error) {
-	base := strings.TrimRight(key, "0123456789")
 	switch {
 	case !knownProperty(key):
 		return value, errUnknownProperty
 	case strings.ContainsAny(value, "\r\n"):
 		return value, fmt.Errorf("the value of %s holds a line end", key)
 	case booleans[key]:
-		m := booleanPattern.FindStringSubmatch(value)
-		if m == nil {
+		switch is, ok := boolean(value); {
+		case !ok:
 			return value, fmt.Errorf("%s wants a boolean (0 or 1), not %q", key, value)
-		}
-		if m[1] != "" {
+		case is:
 			return "1", nil
 		}
 		return "0", nil
@@ -99,19 +91,8 @@ func checkType(key, value string) (string, error) {
 		return normalInteger(key, value)
 	case numbers[key] && !numberPattern.MatchString(value):
 		return value, fmt.Errorf("%s wants a number, not %q", key, value)
-	case base == "dev":
-		_, err := ParseDevice(value)
-		return value, err
-	case key == "hostname" && !hostPattern.MatchString(value):
-		return value, fmt.Errorf("hostname %q is no DNS name", value)
-	case key == "tags":
-		for _, tag := range strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(";, \t\v\f", r) }) {
-			if !tagPattern.MatchString(tag) {
-				return value, fmt.Errorf("tag %q has characters that are not allowed", tag)
-			}
-		}
 	}
-	return value, nil
+	return value, checkFormat(key, strings.TrimRight(key, "0123456789"), value)
 }
 
 func knownProperty(key string) bool {
@@ -119,10 +100,16 @@ func knownProperty(key string) bool {
 		return true
 	}
 	base := strings.TrimRight(key, "0123456789")
-	digits := key[len(base):]
 	highest, ok := numbered[base]
+	digits := key[len(base):]
 	n, err := strconv.Atoi(digits)
-	return ok && err == nil && n <= highest && strconv.Itoa(n) == digits
+	return ok && err == nil && n <= highest && (n == 0 && len(digits) == 1 || digits[0] != '0')
+}
+
+// isNumbered says whether key is base with a number.
+func isNumbered(key, base string) bool {
+	digits, ok := strings.CutPrefix(key, base)
+	return ok && isDigits(digits)
 }
 
 // normalInteger is Perl's int() of a run of digits: exact up to 64 bits, beyond them a float with 15

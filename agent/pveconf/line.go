@@ -41,6 +41,8 @@ const (
 	sectionSnapshot
 )
 
+const byteOrderMark = "\ufeff"
+
 const pendingName = "pve:pending"
 
 // white is Perl's \s for bytes: tab, LF, VT, FF, CR and blank.
@@ -95,6 +97,9 @@ func classify(text string, in section) line {
 		return classifyProperty(l, m[1], m[2], in)
 	}
 	l.kind, l.warning = kindInvalid, "Proxmox cannot read this line and drops it when it next writes the conf"
+	if strings.HasPrefix(text, byteOrderMark) {
+		l.warning = "Proxmox cannot read this line, for the byte order mark it begins with, and drops it when it next writes the conf"
+	}
 	return l
 }
 

@@ -70,10 +70,13 @@ func TestRead(t *testing.T) {
 		{4, pveconf.WarningValue},   // no integer
 		{5, pveconf.WarningValue},   // unknown property
 		{6, pveconf.WarningInvalid}, // "-" in the key
+		{7, pveconf.WarningLost},    // line 8 overrides it
 		{10, pveconf.WarningInvalid},
 		{11, pveconf.WarningValue}, // LXC 2
 		{13, pveconf.WarningInvalid},
+		{14, pveconf.WarningMisplaced}, // in the main section, not in [x]
 		{15, pveconf.WarningInvalid},
+		{16, pveconf.WarningMisplaced},
 	}
 	var warnings []warning
 	for _, w := range f.Warnings() {
@@ -156,16 +159,87 @@ func TestLine(t *testing.T) {
 	}
 }
 
-func TestHiddenLines(t *testing.T) {
-	f := pveconf.Parse([]byte("tags: a\r\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nhostname: a\n[snap]\ntty: 1\x002\n#a\rb\n"))
-	var got []int
-	for _, w := range f.Warnings() {
-		if w.Kind == pveconf.WarningHidden {
-			got = append(got, w.Line)
+func TestWarnings(t *testing.T) {
+	type warning struct {
+		Line int
+		Kind pveconf.WarningKind
+	}
+	for _, tt := range []struct {
+		name, conf string
+		want       []warning
+	}{
+		{"nothing", "#note\narch: amd64\nlxc.arch: x\n\n[pve:pending]\nmemory: 1\n\n[sn]\nmemory: 2\nlxc.arch: x\n", nil},
+		{"CR and NUL within, where LXC sees them", "tags: a\r\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nhostname: a\n[sn]\ntty: 1\x002\n#a\rb\n",
+			[]warning{{2, pveconf.WarningHidden}, {5, pveconf.WarningValue}, {5, pveconf.WarningHidden}}},
+		{"byte order mark", "\ufeffarch: amd64\narch: amd64\n", []warning{{1, pveconf.WarningInvalid}}},
+		{"properties twice, in each section by itself", "memory: 1\nswap: 1\nmemory: 2\nmemory: 3\n[sn]\nmemory: 4\nswap: 1\nswap: 2\n",
+			[]warning{{1, pveconf.WarningLost}, {3, pveconf.WarningLost}, {7, pveconf.WarningLost}}},
+		{"env sets the environment anew", "lxc.environment.runtime: A=1\nenv: B=2\nenv: C=3\nlxc.environment.runtime: D=4\n",
+			[]warning{{1, pveconf.WarningLost}, {2, pveconf.WarningLost}}},
+		{"sections twice", "[sn]\ntty: 1\ntty: 2\n[sn]\n\n[pve:pending]\n\n[PVE:pending]\n[sn]\ntty: 3\n", []warning{{1, pveconf.WarningLost}}},
+		{"a snapshot in another case is another", "[sn]\ntty: 1\n[SN]\ntty: 2\n", nil},
+		{"what looks like a header", "arch: amd64\n[a]\n\n#c\ntty: 1\n[sn]\nswap: 1\n[x] y\nlxc.arch: x\n [zz]\n",
+			[]warning{{2, pveconf.WarningInvalid}, {4, pveconf.WarningMisplaced}, {8, pveconf.WarningInvalid}, {9, pveconf.WarningMisplaced}, {10, pveconf.WarningInvalid}}},
+		{"header behind a byte order mark", "\ufeff[sn]\ntty: 1\n", []warning{{1, pveconf.WarningInvalid}, {2, pveconf.WarningMisplaced}}},
+		{"raw lines pending", "lxc.arch: x\n[pve:pending]\nlxc.environment.runtime: A=1\nlxc.tty.max: 1\nlxc.tty.max: 2\n", []warning{{4, pveconf.WarningLost}}},
+		{"bytes in comments", "#\xff\n#%FF\n#ä%C3%A4\ndescription: \xff\n#%ED%A0%80\n",
+			[]warning{{1, pveconf.WarningLost}, {2, pveconf.WarningLost}, {4, pveconf.WarningLost}}},
+		{"taken for a state", "tags: snapstate: delete\nsnapstate: prepare\nsnapstate: x\n[sn]\nsnapstate: delete\nhostname: snapstate: prepare\n",
+			[]warning{{1, pveconf.WarningLost}, {2, pveconf.WarningLost}, {3, pveconf.WarningInvalid}, {5, pveconf.WarningLost}, {6, pveconf.WarningLost}}},
+		{"device without a path", "dev0: mode=0666\n", []warning{{1, pveconf.WarningStart}}},
+		{"a conf that Proxmox cannot read", "lxc: x\nlxc.arch: y\n", []warning{{1, pveconf.WarningValue}, {1, pveconf.WarningFatal}}},
+		{"a conf that Proxmox cannot write", "arch: amd64\npending: x\n", []warning{{2, pveconf.WarningValue}, {2, pveconf.WarningFatal}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []warning
+			for _, w := range pveconf.Parse([]byte(tt.conf)).Warnings() {
+				got = append(got, warning{w.Line, w.Kind})
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("Warnings of %q (-want +got):\n%s", tt.conf, diff)
+			}
+		})
+	}
+}
+
+// TestFormats is about what Proxmox's schema takes and does not take.
+func TestFormats(t *testing.T) {
+	for _, line := range []string{
+		"rootfs: local-lvm:vm-101-disk-0,size=8G", "rootfs: volume=local:101/a.raw,size=0.5T,mountoptions=discard;noatime,acl=1,ro=no,quota=0,replicate=1,shared=0",
+		"rootfs: relative", "rootfs: a, ,size=8",
+		"mp0: /srv/a b,mp=/x", "mp255: mp=x,volume=y,backup=On", "mp1: /srv/..x,mp=/.x",
+		"net0: name=eth0", "net31: name=e-_.9,bridge=vmbr0,firewall=1,hwaddr=bc:24:11:Ab:CD:EF,ip=dhcp,ip6=auto,mtu=64,rate=12.5,tag=4094,trunks=1;20,type=veth,link_down=0,host-managed=1",
+		"net0: name=eth0,ip=10.0.0.1/8,gw=10.0.0.2,ip6=fd00::1/128,gw6=fe80::1", "net0: name=eth0,ip=manual,ip6=dhcp",
+		"features: nesting=1,mount=nfs;cifs,keyctl=0,fuse=yes,mknod=1,force_rw_sys=1", "features: ,",
+		"unused0: local-lvm:vm-101-disk-9", "hookscript: local:snippets/h.pl",
+		"startup: 5", "startup: order=5,up=3,down=4", "startup: up=1", "startup: ,",
+		"hostname: a.b-c.0d", "searchdomain: home.arpa,example.org x", "searchdomain: ;",
+		"nameserver: 1.1.1.1 2606:4700::1111;fe80::1%eth0", "parent: s1", "parent: a_-9",
+		"tags: a;b,c d", "tags: _a+b.c", "timezone: Anywhere/Else", "arch: pdp11", "cmode: whatever", "lock: anything",
+		"onboot: TRUE", "memory: 0", "cpulimit: 0.5", "dev0: /dev/a,uid=0,gid=44,mode=0666,deny-write=1",
+	} {
+		if w := pveconf.Parse([]byte(line)).Warnings(); w != nil {
+			t.Errorf("%q: %+v, want no warning", line, w)
 		}
 	}
-	if diff := cmp.Diff([]int{2, 5}, got); diff != "" {
-		t.Errorf("lines with hidden line ends (-want +got):\n%s", diff)
+	for _, line := range []string{
+		"rootfs: size=8G", "rootfs: a,size=8GB", "rootfs: a,size=.5G", "rootfs: a,mountoptions=suid", "rootfs: a,mountoptions=nodev;", "rootfs: a,mp=/", "rootfs: a,acl=2",
+		"rootfs: a,b", "rootfs: /srv/../etc", "rootfs: ../etc", "rootfs: /srv/.", "rootfs: a,size=", "rootfs: a,=8G", "rootfs: a, size=8G", "rootfs: a,size=1,size=1",
+		"mp0: /srv", "mp0: mp=/x", "mp256: a,mp=/x", "mp00: a,mp=/x", "mp: a,mp=/x", "mp0: a,mp=/x/..",
+		"net0: bridge=vmbr0", "net0: eth0", "net0: name=eth 0", "net0: name=eth0,type=macvlan", "net0: name=eth0,tag=0", "net0: name=eth0,tag=4095", "net0: name=eth0,mtu=63",
+		"net0: name=eth0,hwaddr=BD:24:11:AB:CD:EF", "net0: name=eth0,hwaddr=BC-24-11-AB-CD-EF", "net0: name=eth0,ip=10.0.0.1", "net0: name=eth0,ip=10.0.0.1/7", "net0: name=eth0,ip=10.0.0.01/24",
+		"net0: name=eth0,ip=fd00::1/64", "net0: name=eth0,ip6=10.0.0.1/24", "net0: name=eth0,ip6=fe80::1%eth0/64", "net0: name=eth0,gw=10.0.0.1/24", "net0: name=eth0,gw6=fe80::1%eth0",
+		"net0: name=eth0,trunks=1;", "net0: name=eth0,rate=fast", "net32: name=eth0",
+		"features: nesting", "features: nesting=2", "features: docker=1", "features: mount=nfs:cifs",
+		"unused0: vm-101-disk-9", "unused0: a:b", "hookscript: /usr/local/bin/h",
+		"startup: 0", "startup: order=a", "startup: 1;2", "startup: boot=1", "startup: up",
+		"hostname: a_b", "hostname: -a", "hostname: a-", "hostname: a..b", "searchdomain: a_b", "nameserver: dns.example.org", "nameserver: fe80::1%", "parent: a", "parent: 1a",
+		"tags: -a", "tags: a:b", "onboot: 2", "memory: 1.0", "cpulimit: 1.", "cpulimit: .5", "dev0: /dev/a,uid=x",
+	} {
+		w := pveconf.Parse([]byte(line)).Warnings()
+		if len(w) != 1 || w[0].Kind != pveconf.WarningValue {
+			t.Errorf("%q: %+v, want a warning about its value", line, w)
+		}
 	}
 }
 

@@ -9,8 +9,13 @@ import (
 // decodeText is Proxmox's decode_text (PVE::ParseUtils): percent-decoding, then UTF-8 as Perl reads it. The
 // result can hold surrogates and code points beyond Unicode, and then is not UTF-8 for Go.
 func decodeText(s string) string {
+	return decodeUTF8(unescape(s))
+}
+
+// unescape is Perl's uri_unescape.
+func unescape(s string) string {
 	if !strings.Contains(s, "%") {
-		return decodeUTF8(s)
+		return s
 	}
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -21,7 +26,7 @@ func decodeText(s string) string {
 		}
 		b.WriteByte(s[i])
 	}
-	return decodeUTF8(b.String())
+	return b.String()
 }
 
 // unhex returns the value of a hex digit, or -1.
