@@ -206,6 +206,20 @@ func (p *Program) offline(run runFunc) func(*cobra.Command, []string) error {
 	return p.with((*Config).ValidateOffline, func(c *Config) { c.Controller, c.Agents = "", nil }, run)
 }
 
+// alone is connected for a command that asks nobody at all.
+func (p *Program) alone(run runFunc) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := loadConfig(cmd.Root().PersistentFlags())
+		if err != nil {
+			return err
+		}
+		if err := c.ValidateOffline(); err != nil {
+			return err
+		}
+		return run(cmd.Context(), p.session(c), args)
+	}
+}
+
 func (p *Program) with(check func(*Config) error, change func(*Config), run runFunc) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) (err error) {
 		c, err := loadConfig(cmd.Root().PersistentFlags())

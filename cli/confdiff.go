@@ -145,7 +145,7 @@ func (d *differences) add(part, what, a, b string) {
 }
 
 func (d *differences) gpus(a, b *typev1.Container) {
-	d.add("GPU", "configured", passthrough(a.GetConfigured()), passthrough(b.GetConfigured()))
+	d.add("GPU", "configured", passthroughText(a.GetConfigured()), passthroughText(b.GetConfigured()))
 	d.add("GPU", "effective", effectively(a), effectively(b))
 	d.add("GPU", "restart pending", yesNo(a.GetRestartPending()), yesNo(b.GetRestartPending()))
 	d.devices("device", a.GetConfigured(), b.GetConfigured())
@@ -171,7 +171,7 @@ func effectively(c *typev1.Container) string {
 	if c.GetEffective() == nil {
 		return word(c.GetState())
 	}
-	return passthrough(c.GetEffective())
+	return passthroughText(c.GetEffective())
 }
 
 func (d *differences) devices(what string, a, b *typev1.Passthrough) {

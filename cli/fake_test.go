@@ -47,6 +47,7 @@ type fake struct {
 	unreachable []*typev1.NodeError // in every answer that has them
 	notServing  string              // service that does not serve
 	plain       bool                // nothing is wrong in the fleet
+	old         bool                // it does not know what is newer than the first release
 	conf        []byte              // of CTID 901 in place of the ordinary one
 	events      func(send func(proto.Message) error) error
 	cancel      func() // on CancelRun
@@ -256,6 +257,9 @@ func entries(pairs ...string) []*typev1.ConfEntry {
 const (
 	conf901    = "arch: amd64\ncores: 2\nhostname: cuda\nmemory: 2048\nunprivileged: 1\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n"
 	conf901Old = "arch: amd64\ncores: 2\nhostname: cuda\nmemory: 2048\nunprivileged: 1\n"
+	// conf912 is what somebody leaves who wants to run a program on the node.
+	conf912 = "cores: many\nnonsense\nunprivileged: 1\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nlxc.hook.pre-start: /root/\x1b[2Jx\n" +
+		"lxc.cgroup2.devices.allow: c 195:* rwm\n\n[\x1b]\n[before]\nlxc.hook.mount: /y\n"
 )
 
 func (f *fake) GetContainer(_ context.Context, r *controllerv1.GetContainerRequest) (*controllerv1.GetContainerResponse, error) {
@@ -268,6 +272,15 @@ func (f *fake) GetContainer(_ context.Context, r *controllerv1.GetContainerReque
 		"lxc.mount.entry", "/dev/nvidia1 dev/nvidia1 none  bind,optional,create=file",
 		"lxc.cgroup2.devices.allow", "c 195:0 rwm"), Snapshots: []string{"final-form"}}
 	switch r.GetCtid() {
+	case 900:
+		answer = &controllerv1.GetContainerResponse{Container: cs[0], Conf: []byte("template: 1\nunprivileged: 1\n")}
+	case 912:
+		answer = &controllerv1.GetContainerResponse{Container: cs[3], Conf: []byte(conf912)}
+	case 913:
+		if err := f.got(r); err != nil {
+			return nil, err
+		}
+		return nil, failure(codes.NotFound, errorv1.Reason_REASON_CONTAINER_NOT_FOUND, "CTID 913: no such container", map[string]string{"ctid": "913"})
 	case 910:
 		answer = &controllerv1.GetContainerResponse{Container: cs[2], Conf: []byte("arch: amd64\n"), Entries: entries(
 			"arch", "amd64", "cores", "10", "hostname", "vllm", "memory", "72000",
@@ -287,12 +300,19 @@ func (f *fake) GetContainer(_ context.Context, r *controllerv1.GetContainerReque
 	if f.conf != nil {
 		answer.Conf = f.conf
 	}
+	if r.GetIncludeEffectiveEntries() && answer.GetContainer().GetEffective() != nil && !f.old {
+		answer.EffectiveEntries = entries("lxc.uts.name", "cu\x1bda", "lxc.cgroup2.devices.allow", "c 195:0 rwm",
+			"lxc.mount.entry", "/dev/nvidia0 dev/nvidia0 none bind,optional,create=file")
+		for i, line := range []int32{0, 10, 8} {
+			answer.EffectiveEntries[i].Line = line
+		}
+	}
 	return answer, f.got(r)
 }
 
 func (f *fake) ListRevisions(_ context.Context, r *controllerv1.ListRevisionsRequest) (*controllerv1.ListRevisionsResponse, error) {
 	return &controllerv1.ListRevisionsResponse{Revisions: []*typev1.Revision{
-		{Revision: 2, CreateTime: at(-60), Who: "phoenix-controller", Why: "patch conf", Digest: "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12",
+		{Revision: 2, CreateTime: at(-60), Who: "phoenix-controller", OnBehalfOf: "ann\u202e", Why: "patch conf", Digest: "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12",
 			ReplacedByDigest: "de9f2c7fd25e1b3afad3e85a0bd17d9b100db4b3"},
 		{Revision: 1, CreateTime: at(-3600), Who: "anna", Why: "restore", Digest: "da39a3ee5e6b4b0d3255bfef95601890afd80709",
 			ReplacedByDigest: "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"},

@@ -18,9 +18,11 @@ import (
 const module = "phoenix.internal/"
 
 // imports says what each package here uses of this repository. Of the controller only the ways to reach its API are
-// used: everything else goes through the API, so that both ways of working do the same.
+// used: everything else goes through the API, so that both ways of working do the same. Of the agent only the pure
+// packages about confs are: what a file means needs nobody who is asked.
 var imports = map[string][]string{
 	"cli": {
+		"agent/confaudit", "agent/passthrough", "agent/pveconf",
 		"cli/output", "cli/terminal",
 		"controller", "controller/client", "controller/pki",
 		"gen/phoenix/controller/v1", "gen/phoenix/error/v1", "gen/phoenix/type/v1",

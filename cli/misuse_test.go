@@ -54,9 +54,9 @@ func TestMisuse(t *testing.T) {
   See "phoenix-cli apply --help".`},
 		{`apply --restart-timeout 0s`, 2, `phoenix-cli: --restart-timeout 0s: must be from 1s to 10m0s
   See "phoenix-cli apply --help".`},
-		{`conf`, 2, `phoenix-cli: conf needs a command: show, diff, revisions, restore
+		{`conf`, 2, `phoenix-cli: conf needs a command: show, diff, audit, revisions, restore, inspect, canonical
   See "phoenix-cli conf --help".`},
-		{`conf edit 901`, 2, `phoenix-cli: unknown command "edit" for "conf"; it has show, diff, revisions, restore
+		{`conf edit 901`, 2, `phoenix-cli: unknown command "edit" for "conf"; it has show, diff, audit, revisions, restore, inspect, canonical
   See "phoenix-cli conf --help".`},
 		{`conf show`, 2, `phoenix-cli: conf show: CTID is missing
   See "phoenix-cli conf show --help".`},
@@ -68,6 +68,39 @@ func TestMisuse(t *testing.T) {
   See "phoenix-cli conf show --help".`},
 		{`conf show 901 --revision x`, 2, `phoenix-cli: invalid argument "x" for "--revision" flag: must be an integer
   See "phoenix-cli conf show --help".`},
+		{`conf show 901 --effective --revision 1`, 2, `phoenix-cli: --effective and --revision exclude each other
+  See "phoenix-cli conf show --help".`},
+		{`conf show 901 --effective --canonical`, 2, `phoenix-cli: --effective and --canonical exclude each other
+  See "phoenix-cli conf show --help".`},
+		{`conf show 901 --canonical --json`, 2, `phoenix-cli: --canonical and --json exclude each other
+  See "phoenix-cli conf show --help".`},
+		{`conf show 901 --canonical --revision 0`, 2, `phoenix-cli: --revision 0: revisions are numbered from 1
+  See "phoenix-cli conf show --help".`},
+		{`conf audit x`, 2, `phoenix-cli: "x" is not a CTID: that is a number from 100 to 999999999
+  See "phoenix-cli conf audit --help".`},
+		{`conf audit 901 --node pve1`, 2, `phoenix-cli: conf audit: CTIDs and --node exclude each other
+  See "phoenix-cli conf audit --help".`},
+		{`conf audit --files`, 2, `phoenix-cli: conf audit --files: FILE is missing
+  See "phoenix-cli conf audit --help".`},
+		{`conf audit --files --node pve1 901.conf`, 2, `phoenix-cli: --files and --node exclude each other
+  See "phoenix-cli conf audit --help".`},
+		{`conf audit --files /nonexistent/901.conf`, 1, `phoenix-cli: read the conf: open /nonexistent/901.conf: no such file or directory`},
+		{`conf inspect`, 2, `phoenix-cli: conf inspect: FILE is missing
+  See "phoenix-cli conf inspect --help".`},
+		{`conf inspect a b`, 2, `phoenix-cli: conf inspect takes only FILE, not also "b"
+  See "phoenix-cli conf inspect --help".`},
+		{`conf inspect --proxmox --diff a`, 2, `phoenix-cli: --proxmox and --diff exclude each other
+  See "phoenix-cli conf inspect --help".`},
+		{`conf inspect --diff --json a`, 2, `phoenix-cli: --diff and --json exclude each other
+  See "phoenix-cli conf inspect --help".`},
+		{`conf inspect /nonexistent/901.conf`, 1, `phoenix-cli: read the conf: open /nonexistent/901.conf: no such file or directory`},
+		{`conf inspect /`, 1, `phoenix-cli: read the conf: read /: is a directory`},
+		{`conf inspect /dev/zero`, 1, `phoenix-cli: read the conf: /dev/zero is larger than 1 MiB`},
+		{`conf canonical`, 2, `phoenix-cli: conf canonical: FILE is missing
+  See "phoenix-cli conf canonical --help".`},
+		{`conf canonical a b`, 2, `phoenix-cli: conf canonical takes only FILE, not also "b"
+  See "phoenix-cli conf canonical --help".`},
+		{`conf canonical /`, 1, `phoenix-cli: read the conf: read /: is a directory`},
 		{`conf diff`, 2, `phoenix-cli: conf diff: CTID is missing
   See "phoenix-cli conf diff --help".`},
 		{`conf diff 901`, 2, `phoenix-cli: conf diff: a second CTID or --revision is missing

@@ -162,7 +162,7 @@ func configured(c *typev1.Container) string {
 	if c == nil {
 		return ""
 	}
-	return passthrough(c.GetConfigured())
+	return passthroughText(c.GetConfigured())
 }
 
 func running(c *typev1.Container) output.Cell {
@@ -172,13 +172,13 @@ func running(c *typev1.Container) output.Cell {
 	case c.GetEffective() == nil:
 		return output.Cell{Text: word(c.GetState()), Color: output.Faint}
 	case c.GetRestartPending():
-		return output.Cell{Text: passthrough(c.GetEffective()), Color: output.Warn}
+		return output.Cell{Text: passthroughText(c.GetEffective()), Color: output.Warn}
 	default:
-		return output.Cell{Text: passthrough(c.GetEffective())}
+		return output.Cell{Text: passthroughText(c.GetEffective())}
 	}
 }
 
-func passthrough(p *typev1.Passthrough) string {
+func passthroughText(p *typev1.Passthrough) string {
 	if len(p.GetGpus()) == 0 {
 		if len(p.GetDevices()) > 0 {
 			return "none, but " + count(len(p.GetDevices()), "device")

@@ -12,8 +12,8 @@ import (
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 )
 
-// maxFleetFile is how much of a fleet file the API takes.
-const maxFleetFile = 8 << 20
+// maxFleetFile is how much of a fleet file the API takes, in MiB.
+const maxFleetFile = 8
 
 func (p *Program) validateCommand() *cobra.Command {
 	return &cobra.Command{
@@ -45,29 +45,36 @@ Exit status: 0 if there is no error; warnings do not count.`,
 
 // fleetFile reads a fleet file from a path, or from stdin if that is "-".
 func fleetFile(s *session, path string) (*controllerv1.ValidateFleetRequest, error) {
-	r := &controllerv1.ValidateFleetRequest{Name: path}
-	var in io.Reader
+	name, content, err := s.readFile(path, maxFleetFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the fleet file: %w", err)
+	}
+	if len(content) == 0 {
+		content = []byte("\n") // no content at all would mean the controller's own file
+	}
+	return &controllerv1.ValidateFleetRequest{Name: name, Content: content}, nil
+}
+
+// readFile reads a file of at most so many MiB, or stdin if its path is "-", and returns what to call it.
+func (s *session) readFile(path string, mostMiB int) (name string, content []byte, err error) {
+	name, in := path, s.in
 	if path == "-" {
-		r.Name, in = "stdin", s.in
+		name = "stdin"
 	} else {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, fmt.Errorf("read the fleet file: %w", err)
+			return "", nil, err
 		}
 		defer f.Close()
 		in = f
 	}
-	var err error
-	if r.Content, err = io.ReadAll(io.LimitReader(in, maxFleetFile+1)); err != nil {
-		return nil, fmt.Errorf("read the fleet file: %w", err)
+	if content, err = io.ReadAll(io.LimitReader(in, int64(mostMiB)<<20+1)); err != nil {
+		return "", nil, err
 	}
-	if len(r.Content) > maxFleetFile {
-		return nil, fmt.Errorf("read the fleet file: %s is larger than 8 MiB", r.Name)
+	if len(content) > mostMiB<<20 {
+		return "", nil, fmt.Errorf("%s is larger than %d MiB", name, mostMiB)
 	}
-	if len(r.Content) == 0 {
-		r.Content = []byte("\n") // no content at all would mean the controller's own file
-	}
-	return r, nil
+	return name, content, nil
 }
 
 func validate(ctx context.Context, s *session, r *controllerv1.ValidateFleetRequest) error {

@@ -21,6 +21,25 @@ func WriteDiff(w io.Writer, p Paint, prefix, oldName, newName string, before, af
 	return err
 }
 
+// CountDiff returns how many lines [WriteDiff] shows as removed and as added.
+func CountDiff(before, after []byte) (removed, added int) {
+	unified, err := udiff.ToUnifiedDiff("", "", string(before), udiff.Lines(string(before), string(after)), 0)
+	if err != nil { // only for edits that another made
+		panic(err)
+	}
+	for _, h := range unified.Hunks {
+		for _, l := range h.Lines {
+			switch l.Kind {
+			case udiff.Delete:
+				removed++
+			case udiff.Insert:
+				added++
+			}
+		}
+	}
+	return removed, added
+}
+
 func (p Paint) paintLines(c Color, line string) string {
 	parts := strings.Split(line, "\t")
 	for i, part := range parts {
