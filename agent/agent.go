@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	confs := &confstore.Store{
 		RevisionDir: filepath.Join(cfg.StateDir, "revisions"),
-		Settle:      lxcmon.Client{}.Settle,
+		Settled:     lxcmon.Client{}.Settled,
 	}
 	if removed, err := confs.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier agent not removed", "err", err)

@@ -7,7 +7,6 @@
 package confstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,10 +38,9 @@ type Store struct {
 	AnswerWait  time.Duration // for a read, or for a whole replacement; 0 means 15 s
 	StopWait    time.Duration // for the end of a stop; 0 means 30 s
 
-	// Settle returns when Proxmox's post-stop hook, which rewrites the conf of a container without the lock, cannot be at work. The
-	// function that it returns is called once; it says whether such a hook may have begun since, and if so returns after
-	// its end. Nil means that the caller sees to it.
-	Settle func(ctx context.Context, ctid int32) (stopped func(context.Context) (bool, error), err error)
+	// Settled tells whether Proxmox's post-stop hook, which rewrites the conf of a container without the lock, cannot be at
+	// work. Nil means that the caller sees to it.
+	Settled func(ctid int32) (bool, error)
 
 	unanswered atomic.Int32 // background calls
 }

@@ -32,7 +32,7 @@ type Result struct {
 // conf is touched. If fn changes nothing, nothing is written.
 //
 // Proxmox's lock on the CTID is held while fn runs, so fn must not call pct. The lock does not exclude Proxmox's post-stop
-// hook. With Settle, Edit waits for the end of one that may be at work, and looks again if one began meanwhile: if it undid
+// hook. With Settled, Edit waits for the end of one that may be at work, and looks again if one began meanwhile: if it undid
 // the edit, fn is called again on what it wrote. After is then the conf as it stands. The error may be a [*StoppingError].
 //
 // Before fn is called the conf is read under the lock; the errors are then [ErrNotFound], [*LockedError] if it holds
@@ -144,45 +144,46 @@ func (s *Store) apply(ctid int32, before []byte, ifDigest string, fn change) (Re
 	return Result{Before: before, After: after, Digest: digest(after), Changed: !bytes.Equal(before, after)}, nil
 }
 
-// replaceOnce returns the outcome that it tried to reach even if somebody overwrote it.
-func (s *Store) replaceOnce(ctx context.Context, ctid int32, ifDigest string, by Author, fn change, tell []func(Result) error) (Result, error) {
+// replaceOnce says too whether what it wrote is known to last, and returns the outcome that it tried to reach even if
+// somebody overwrote it.
+func (s *Store) replaceOnce(ctx context.Context, ctid int32, ifDigest string, by Author, fn change, tell []func(Result) error) (r Result, lasts bool, err error) {
 	if err := s.Check(); err != nil {
-		return Result{}, err
+		return Result{}, false, err
 	}
 	l, err := s.lock(ctx, ctid)
 	if err != nil {
-		return Result{}, err
+		return Result{}, false, err
 	}
 	defer l.release()
 
 	before, err := answer(s, l, func(*job) ([]byte, error) { return s.read(ctid) })
 	if err != nil {
-		return Result{}, err
+		return Result{}, false, err
 	}
-	r, err := s.apply(ctid, before, ifDigest, fn)
+	r, err = s.apply(ctid, before, ifDigest, fn)
 	if err != nil || !r.Changed {
-		return r, err
+		return r, false, err
 	}
 	if err := ctx.Err(); err != nil {
-		return Result{}, err
+		return Result{}, false, err
 	}
 	r.Revision, err = s.save(ctid, before, by, r.Digest)
 	if err != nil {
-		return Result{}, &RevisionDirError{Path: s.revisionTop(), Err: err}
+		return Result{}, false, &RevisionDirError{Path: s.revisionTop(), Err: err}
 	}
 	for _, f := range tell {
 		if err := f(r); err != nil {
-			return Result{}, errors.Join(err, s.drop(ctid, r.Revision))
+			return Result{}, false, errors.Join(err, s.drop(ctid, r.Revision))
 		}
 	}
 	replaced, err := answer(s, l, func(j *job) (bool, error) { return s.swap(j, ctid, before, r.After) })
 	if err == nil {
-		return r, nil
+		return r, s.lasts(ctid, r.After), nil
 	}
 	if !replaced && !errors.Is(err, ErrNoAnswer) {
 		err = errors.Join(err, s.drop(ctid, r.Revision))
 	}
-	return r, err
+	return r, false, err
 }
 
 func digest(b []byte) string {

@@ -28,22 +28,51 @@ type lock struct {
 // lock takes Proxmox's lock: an exclusive flock(2) on a file that is never removed. Other kinds of locks would not
 // exclude Proxmox.
 func (s *Store) lock(ctx context.Context, ctid int32) (*lock, error) {
-	dir := orDefault(s.LockDir, "/run/lock/lxc")
-	// Proxmox makes the directory when it is first used, so it may be missing after boot. It stands in one that
-	// everybody can write.
-	if err := makeDir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(dir, fmt.Sprintf("pve-config-%d.lock", ctid))
-	// Without close-on-exec a child would go on holding the lock.
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644)
+	fd, path, err := s.openLock(ctid)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
 	if err := s.flock(ctx, fd, path, ctid); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return &lock{fd: fd}, nil
+}
+
+// tryLock returns nil if somebody holds the lock.
+func (s *Store) tryLock(ctid int32) (*lock, error) {
+	fd, path, err := s.openLock(ctid)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return &lock{fd: fd}, nil
+	}
+	if err != unix.EWOULDBLOCK {
+		return nil, errors.Join(&os.PathError{Op: "flock", Path: path, Err: err}, unix.Close(fd))
+	}
+	return nil, unix.Close(fd)
+}
+
+func (s *Store) openLock(ctid int32) (fd int, path string, err error) {
+	// Proxmox makes the directory when it is first used, so it may be missing after boot. It stands in one that
+	// everybody can write.
+	if err := makeDir(s.lockDir(), 0o755); err != nil {
+		return -1, "", err
+	}
+	path = s.lockFile(ctid)
+	// Without close-on-exec a child would go on holding the lock.
+	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return -1, "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, path, nil
+}
+
+func (s *Store) lockDir() string { return orDefault(s.LockDir, "/run/lock/lxc") }
+
+func (s *Store) lockFile(ctid int32) string {
+	return filepath.Join(s.lockDir(), fmt.Sprintf("pve-config-%d.lock", ctid))
 }
 
 func (s *Store) flock(ctx context.Context, fd int, path string, ctid int32) error {

@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 		err = helperPmxcfs(os.Args[1], os.Args[2])
 	case "edit":
 		err = helperEdit(os.Args[1])
+	case "storm-edit":
+		err = helperStormEdit(os.Args[1], os.Args[2])
+	case "storm-proxmox":
+		err = helperStormProxmox(os.Getenv(stormEnv), os.Args[3])
 	default:
 		os.Exit(m.Run())
 	}
@@ -102,16 +106,18 @@ func killedConf(memory int) string {
 	return fmt.Sprintf("arch: amd64\nhostname: trainer\nmemory: %d\n", memory) + strings.Repeat("lxc.environment: A="+strings.Repeat("x", 80)+"\n", 100)
 }
 
+func endWithTest() {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	os.Exit(1)
+}
+
 // helperEdit edits for ever.
 func helperEdit(root string) error {
 	s := storeIn(root)
 	if _, err := s.Sweep(); err != nil {
 		return err
 	}
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1) // the test is gone
-	}()
+	go endWithTest()
 	fmt.Println("ready")
 	for i := 0; ; i++ {
 		memory := killed1

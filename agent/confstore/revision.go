@@ -185,29 +185,40 @@ func (s *Store) drop(ctid int32, number int64) error {
 
 // sweepRevisions removes temporary files, and confs of revisions that were never completed.
 func (s *Store) sweepRevisions() (removed []string, err error) {
-	top := s.revisionTop()
-	dirs, err := os.ReadDir(top)
+	dirs, err := os.ReadDir(s.revisionTop())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	for _, d := range dirs {
-		if !d.IsDir() {
+		ctid, perr := strconv.ParseInt(d.Name(), 10, 32)
+		if perr != nil || !d.IsDir() {
 			continue
 		}
-		dir := filepath.Join(top, d.Name())
-		files, derr := removeFiles(dir, func(e fs.DirEntry) bool {
-			if strings.HasSuffix(e.Name(), tempExt) {
-				return true
-			}
-			number, ok := strings.CutSuffix(e.Name(), confExt)
-			if !ok {
-				return false
-			}
-			_, serr := os.Lstat(filepath.Join(dir, number+metaExt))
-			return errors.Is(serr, fs.ErrNotExist)
-		})
+		files, derr := s.sweepRevisionsOf(int32(ctid))
 		removed = append(removed, files...)
 		err = errors.Join(err, derr)
 	}
 	return removed, err
+}
+
+// sweepRevisionsOf leaves a conf alone that is being edited, as it seems by another process: what that writes now is not
+// abandoned.
+func (s *Store) sweepRevisionsOf(ctid int32) (removed []string, err error) {
+	l, err := s.tryLock(ctid)
+	if l == nil || err != nil {
+		return nil, err
+	}
+	defer l.close()
+	dir := s.revisionDir(ctid)
+	return removeFiles(dir, func(e fs.DirEntry) bool {
+		if strings.HasSuffix(e.Name(), tempExt) {
+			return true
+		}
+		number, ok := strings.CutSuffix(e.Name(), confExt)
+		if !ok {
+			return false
+		}
+		_, err := os.Lstat(filepath.Join(dir, number+metaExt))
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
