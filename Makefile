@@ -9,7 +9,7 @@ FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
 FUZZTIME ?= 10s
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz fmt clean deps
+.PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz bench fmt clean deps
 
 ## help: what can be made (the default)
 help:
@@ -69,6 +69,10 @@ fuzz:
 	    echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
 	  done; \
 	done
+
+## bench: the benchmarks of all packages that have some
+bench:
+	go test -run '^$$' -bench . $$(git ls-files '*_test.go' | xargs grep -l '^func Benchmark' | xargs -n 1 dirname | sort -u | sed 's,^,./,')
 
 ## fmt: gofmt and buf format
 fmt:

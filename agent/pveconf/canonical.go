@@ -1,7 +1,6 @@
 package pveconf
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"regexp"
@@ -74,7 +73,7 @@ func notReference(p property, writing bool, want string) *FatalError {
 
 // A meaning is a conf as Proxmox's parser holds it in memory.
 type meaning struct {
-	digest    string
+	size      int // of the conf in bytes
 	main      *body
 	pending   *body // nil if there is none
 	snapshots map[string]*body
@@ -100,7 +99,7 @@ func (f *File) meaning() (*meaning, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &meaning{digest: f.Digest(), main: main, snapshots: map[string]*body{}}
+	m := &meaning{size: f.size(), main: main, snapshots: map[string]*body{}}
 	for _, r := range f.sectionRanges() {
 		if p, ok := main.properties["snapshots"]; ok && r.header.section == sectionSnapshot {
 			return nil, notReference(p, false, "a HASH")
@@ -120,7 +119,8 @@ func (f *File) meaning() (*meaning, error) {
 
 func (f *File) body(from, to int) (*body, error) {
 	b := &body{description: f.description(from, to), properties: map[string]property{}}
-	for i, l := range f.lines[from:to] {
+	for i := range to - from {
+		l := &f.lines[from+i]
 		switch {
 		case l.kind == kindRaw && l.key == runtimeKey:
 			p := property{text: l.value, line: from + i + 1}
@@ -131,6 +131,9 @@ func (f *File) body(from, to int) (*body, error) {
 		case l.kind == kindRaw:
 			if p, ok := b.properties["lxc"]; ok {
 				return nil, notReference(p, false, "an ARRAY")
+			}
+			if b.raw == nil {
+				b.raw = make([]Entry, 0, to-from-i)
 			}
 			b.raw = append(b.raw, Entry{Key: l.key, Value: l.value, Line: from + i + 1})
 		case l.kind == kindProperty:
@@ -188,16 +191,16 @@ func (b *body) empty() bool {
 // write returns a [*FatalError] where Proxmox's writer dies.
 func (m *meaning) write() ([]byte, error) {
 	m.main.dropUsed()
-	var out bytes.Buffer
-	if err := m.main.write(&out); err != nil {
+	out, err := m.main.append(make([]byte, 0, m.size))
+	if err != nil {
 		return nil, err
 	}
 	if p, ok := m.main.properties["pending"]; ok && m.pending == nil {
 		return nil, notReference(p, true, "a HASH")
 	}
 	if !m.pending.empty() {
-		out.WriteString("\n[" + pendingName + "]\n")
-		if err := m.pending.write(&out); err != nil {
+		out = append(out, "\n["+pendingName+"]\n"...)
+		if out, err = m.pending.append(out); err != nil {
 			return nil, err
 		}
 	}
@@ -205,19 +208,19 @@ func (m *meaning) write() ([]byte, error) {
 		return nil, notReference(p, true, "a HASH")
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.snapshots)) {
-		out.WriteString("\n[" + name + "]\n")
-		if err := m.snapshots[name].write(&out); err != nil {
+		out = append(out, "\n["+name+"]\n"...)
+		if out, err = m.snapshots[name].append(out); err != nil {
 			return nil, err
 		}
 	}
-	return out.Bytes(), nil
+	return out, nil
 }
 
 // dropUsed removes each unusedN whose volume is in use. A mount point that Proxmox cannot read uses none.
 func (b *body) dropUsed() {
 	used := map[string]bool{}
 	for key, p := range b.properties {
-		if key != "rootfs" && (!strings.HasPrefix(key, "mp") || !knownProperty(key)) {
+		if key != "rootfs" && (baseOf(key) != "mp" || typeOf(key) == typeUnknown) {
 			continue
 		}
 		// A path of the node is no volume, and "0" is false for Perl.
@@ -230,11 +233,14 @@ func (b *body) dropUsed() {
 	})
 }
 
-func (b *body) write(out *bytes.Buffer) error {
+// append adds the section as Proxmox writes it.
+func (b *body) append(out []byte) ([]byte, error) {
 	// Perl's split drops empty fields at the end, and takes "0" for false.
 	if d := strings.TrimRight(b.description, "\n"); d != "" && b.description != "0" {
 		for text := range strings.SplitSeq(d, "\n") {
-			out.WriteString("#" + encodeText(text) + "\n")
+			out = append(out, '#')
+			out = appendEncoded(out, text)
+			out = append(out, '\n')
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.properties)) {
@@ -242,18 +248,25 @@ func (b *body) write(out *bytes.Buffer) error {
 		case "digest", "pending", "snapshots", "snapname", "env", "lxc":
 			continue
 		}
-		out.WriteString(key + ": " + b.properties[key].text + "\n")
+		out = appendLine(out, key, b.properties[key].text)
 	}
 	if env := strings.TrimRight(b.properties["env"].text, "\x00"); env != "" {
-		for _, v := range strings.Split(env, "\x00") {
-			out.WriteString(runtimeKey + ": " + v + "\n")
+		for v := range strings.SplitSeq(env, "\x00") {
+			out = appendLine(out, runtimeKey, v)
 		}
 	}
 	if p, ok := b.properties["lxc"]; ok && p.text != "0" {
-		return notReference(p, true, "an ARRAY")
+		return nil, notReference(p, true, "an ARRAY")
 	}
 	for _, e := range b.raw {
-		out.WriteString(e.Key + ": " + e.Value + "\n")
+		out = appendLine(out, e.Key, e.Value)
 	}
-	return nil
+	return out, nil
+}
+
+func appendLine(out []byte, key, value string) []byte {
+	out = append(out, key...)
+	out = append(out, ": "...)
+	out = append(out, value...)
+	return append(out, '\n')
 }

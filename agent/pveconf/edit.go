@@ -40,14 +40,14 @@ func CheckValue(s string) error {
 // removed; a new property goes to its place in Proxmox's order. It refuses keys that Proxmox does not
 // know or uses itself, and values that Proxmox or [CheckValue] objects to.
 func (f *File) Set(key, value string) error {
-	if reserved[key] || !knownProperty(key) {
+	if reserved[key] || typeOf(key) == typeUnknown {
 		return fmt.Errorf("set %s: no property that can be set", key)
 	}
 	normal, err := checkType(key, value)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", key, err)
 	}
-	if isNumbered(key, "dev") { // Proxmox objects to one without a path only when it starts the container
+	if baseOf(key) == "dev" { // Proxmox objects to one without a path only when it starts the container
 		if _, err := ParseDevice(value); err != nil {
 			return fmt.Errorf("set %s: %w", key, err)
 		}

@@ -82,7 +82,7 @@ func (i items) find(key string) (value string, ok bool) {
 func (f format) split(value string) (items, error) {
 	var all items
 	for item := range strings.SplitSeq(value, ",") {
-		if strings.Trim(item, white) == "" {
+		if trim(item) == "" {
 			continue
 		}
 		key, v, ok := strings.Cut(item, "=")
@@ -167,7 +167,7 @@ func checkStartup(value string) error {
 		if !ok {
 			key, v = "order", item
 		}
-		if strings.Trim(item, white) != "" && (key != "order" && key != "up" && key != "down" || !isDigits(v)) {
+		if trim(item) != "" && (key != "order" && key != "up" && key != "down" || !isDigits(v)) {
 			return fmt.Errorf("startup has %q, which is none of order=N, up=N, down=N", item)
 		}
 	}

@@ -30,7 +30,7 @@ func goldens(t *testing.T) []string {
 	return paths
 }
 
-func read(t *testing.T, path string) []byte {
+func read(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -22,7 +22,7 @@ func (f *File) ConfigJSON() ([]byte, error) {
 	for name, b := range m.snapshots {
 		snapshots[name] = b.config()
 	}
-	config := map[string]any{"digest": m.digest, "pending": map[string]any{}, "snapshots": snapshots}
+	config := map[string]any{"digest": f.Digest(), "pending": map[string]any{}, "snapshots": snapshots}
 	// A property of one of these names takes its place, but [pve:pending] comes after all properties.
 	for key, value := range m.main.config() {
 		config[key] = value

@@ -1,23 +1,20 @@
 package pveconf
 
-import (
-	"regexp"
-	"strings"
-)
+import "strings"
 
 // A line is one line of a conf, classified. Its text never holds a line feed.
 type line struct {
 	text    string
-	lf      bool // whether a line feed follows; false at most for the last line
-	kind    kind
-	section section // of a header: what begins here
 	key     string
 	value   string // of a header: the name in brackets; of a comment: what follows "#"
-	number  bool   // of a property: Proxmox made a number of its value
 	warning string // what Proxmox's parser says about it; empty if nothing
+	kind    kind
+	section section // of a header: what begins here
+	number  bool    // of a property: Proxmox made a number of its value
+	lf      bool    // whether a line feed follows; false at most for the last line
 }
 
-type kind int
+type kind uint8
 
 const (
 	kindBlank            kind = iota
@@ -33,7 +30,7 @@ const (
 )
 
 // section is the kind of section a line stands in.
-type section int
+type section uint8
 
 const (
 	sectionMain section = iota
@@ -48,42 +45,46 @@ const pendingName = "pve:pending"
 // white is Perl's \s for bytes: tab, LF, VT, FF, CR and blank.
 const white = "\t\n\v\f\r "
 
-// The expressions of parse_pct_config. Go's \s lacks VT, which Perl's has; (?s) because a line holds no
-// LF and Perl's dot takes every other byte. Bytes that are not UTF-8 match the dot one by one.
-var (
-	headerPattern   = regexp.MustCompile(`^\[([A-Za-z][A-Za-z0-9_-]+)\][\t-\r ]*$`)
-	pendingPattern  = regexp.MustCompile(`^\[(?i:pve:pending)\][\t-\r ]*$`)
-	rawPattern      = regexp.MustCompile(`(?s)^(lxc\.[a-z0-9_.-]+)(?::|[\t-\r ]*=)(.*)$`)
-	propertyPattern = regexp.MustCompile(`(?s)^([a-z][a-z_]*[0-9]*):(.+)$`)
-)
+func isWhite(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
 
-// classify reads one line as parse_pct_config does, its tests in the same order. in is the section the
-// line stands in; only a few keys depend on it.
+// trim is strings.Trim(s, white), faster.
+func trim(s string) string {
+	for s != "" && isWhite(s[0]) {
+		s = s[1:]
+	}
+	for s != "" && isWhite(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+// classify reads one line as parse_pct_config does, its tests in the same order; their expressions stand
+// beside them. in is the section the line stands in; only a few keys depend on it.
 func classify(text string, in section) line {
 	l := line{text: text}
-	if strings.Trim(text, white) == "" {
+	if text == "" || isWhite(text[0]) && trim(text) == "" {
 		return l
 	}
-	if pendingPattern.MatchString(text) {
-		l.kind, l.section, l.value = kindHeader, sectionPending, pendingName
-		return l
-	}
-	if m := headerPattern.FindStringSubmatch(text); m != nil {
-		l.kind, l.section, l.value = kindHeader, sectionSnapshot, m[1]
-		return l
-	}
-	if comment, ok := strings.CutPrefix(text, "#"); ok {
-		l.kind, l.value = kindComment, comment
-		return l
-	}
-	if m := rawPattern.FindStringSubmatch(text); m != nil {
-		l.kind, l.key, l.value = kindRaw, m[1], strings.Trim(m[2], white)
-		if ok, warning := rawKey(l.key); !ok {
-			l.kind, l.warning = kindRawRefused, warning
-		} else {
-			l.warning = warning
+	switch text[0] {
+	case '[':
+		if name, ok := header(text); ok {
+			l.kind, l.value, l.section = kindHeader, name, sectionSnapshot
+			if name == pendingName {
+				l.section = sectionPending
+			}
+			return l
 		}
+	case '#':
+		l.kind, l.value = kindComment, text[1:]
 		return l
+	case 'l':
+		if key, value, ok := raw(text); ok {
+			l.kind, l.key, l.value = kindRaw, key, trim(value)
+			if ok, l.warning = rawKey(key); !ok {
+				l.kind = kindRawRefused
+			}
+			return l
+		}
 	}
 	if state, ok := snapstate(text); ok {
 		l.kind = kindDropped
@@ -93,8 +94,8 @@ func classify(text string, in section) line {
 		l.key, l.value = "snapstate", state
 		return l
 	}
-	if m := propertyPattern.FindStringSubmatch(text); m != nil {
-		return classifyProperty(l, m[1], m[2], in)
+	if key, value, ok := propertyLine(text); ok {
+		return classifyProperty(l, key, value, in)
 	}
 	l.kind, l.warning = kindInvalid, "Proxmox cannot read this line and drops it when it next writes the conf"
 	if strings.HasPrefix(text, byteOrderMark) {
@@ -103,20 +104,79 @@ func classify(text string, in section) line {
 	return l
 }
 
-// snapstate matches /snapstate:\s*(prepare|delete)\s*$/, which is anchored only at the end: it takes
-// the value of any other property as well.
-func snapstate(text string) (state string, ok bool) {
-	const key = "snapstate:"
-	i := strings.LastIndex(text, key)
-	if i < 0 || strings.HasPrefix(text, "description:") && strings.Trim(text[len("description:"):], white) != "" {
+// header matches /^\[pve:pending\]\s*$/i and /^\[([a-z][a-z0-9_\-]+)\]\s*$/i.
+func header(text string) (name string, ok bool) {
+	name, rest, ok := strings.Cut(text[1:], "]")
+	if !ok || trim(rest) != "" {
 		return "", false
 	}
-	state = strings.Trim(text[i+len(key):], white)
-	return state, state == "prepare" || state == "delete"
+	if strings.EqualFold(name, pendingName) {
+		return pendingName, true
+	}
+	return name, isSectionName(name)
+}
+
+// raw matches /^(lxc\.[a-z0-9_\-\.]+)(:|\s*=)(.*)$/.
+func raw(text string) (key, value string, ok bool) {
+	const prefix = "lxc."
+	if !strings.HasPrefix(text, prefix) {
+		return "", "", false
+	}
+	end := len(prefix)
+	for end < len(text) && isRawKeyByte(text[end]) {
+		end++
+	}
+	key, value = text[:end], text[end:]
+	if value != "" && value[0] != ':' {
+		for value != "" && isWhite(value[0]) {
+			value = value[1:]
+		}
+		if value != "" && value[0] != '=' {
+			return "", "", false
+		}
+	}
+	if value == "" || len(key) == len(prefix) {
+		return "", "", false
+	}
+	return key, value[1:], true
+}
+
+func isRawKeyByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || isDigit(c) || c == '_' || c == '-' || c == '.'
+}
+
+// snapstate matches /snapstate:\s*(prepare|delete)\s*$/, which is anchored only at the end: it takes
+// the value of any other property as well, but for a description, for which Proxmox looks first.
+func snapstate(text string) (state string, ok bool) {
+	rest := trim(text)
+	for _, state := range []string{"prepare", "delete"} {
+		if rest, ok := strings.CutSuffix(rest, state); ok && strings.HasSuffix(trim(rest), "snapstate:") {
+			return state, !strings.HasPrefix(text, "description:")
+		}
+	}
+	return "", false
+}
+
+// propertyLine matches /^([a-z][a-z_]*\d*):(.+)$/.
+func propertyLine(text string) (key, value string, ok bool) {
+	end := 0
+	for end < len(text) && ('a' <= text[end] && text[end] <= 'z' || text[end] == '_' && end > 0) {
+		end++
+	}
+	if end == 0 {
+		return "", "", false
+	}
+	for end < len(text) && isDigit(text[end]) {
+		end++
+	}
+	if end+1 >= len(text) || text[end] != ':' {
+		return "", "", false
+	}
+	return text[:end], text[end+1:], true
 }
 
 func classifyProperty(l line, key, value string, in section) line {
-	trimmed := strings.Trim(value, white)
+	trimmed := trim(value)
 	blank := trimmed == ""
 	if blank {
 		trimmed = value[len(value)-1:] // the expression must match one character, and takes the last
@@ -138,7 +198,9 @@ func classifyProperty(l line, key, value string, in section) line {
 		if err != nil {
 			l.warning = err.Error()
 		} else {
-			l.value, l.number = normal, booleans[key] || integers[key]
+			l.value = normal
+			t := typeOf(key)
+			l.number = t == typeBoolean || t == typeInteger
 		}
 	}
 	return l

@@ -37,7 +37,8 @@ type Section struct {
 // Parse reads a conf. It never fails: what Proxmox would not understand is kept, and reported by
 // [File.Warnings].
 func Parse(b []byte) *File {
-	f := &File{}
+	const room = 16 // for the lines that an edit adds
+	f := &File{lines: make([]line, 0, bytes.Count(b, []byte("\n"))+room)}
 	section := sectionMain
 	for s := string(b); s != ""; {
 		text, rest, found := strings.Cut(s, "\n")
@@ -59,8 +60,10 @@ func Parse(b []byte) *File {
 func Split(b []byte) (main, sections []byte) {
 	for at := 0; at < len(b); {
 		text, _, found := bytes.Cut(b[at:], []byte("\n"))
-		if len(text) > 0 && text[0] == '[' && classify(string(text), sectionMain).kind == kindHeader {
-			return b[:at], b[at:]
+		if len(text) > 0 && text[0] == '[' {
+			if _, ok := header(string(text)); ok {
+				return b[:at], b[at:]
+			}
 		}
 		if at += len(text); found {
 			at++
@@ -71,14 +74,23 @@ func Split(b []byte) (main, sections []byte) {
 
 // Bytes returns the conf. Parse(b).Bytes() equals b for every b.
 func (f *File) Bytes() []byte {
-	var b []byte
-	for _, l := range f.lines {
-		b = append(b, l.text...)
-		if l.lf {
+	b := make([]byte, 0, f.size())
+	for i := range f.lines {
+		b = append(b, f.lines[i].text...)
+		if f.lines[i].lf {
 			b = append(b, '\n')
 		}
 	}
 	return b
+}
+
+// size returns the length of the conf in bytes, at most one too great.
+func (f *File) size() int {
+	n := 0
+	for i := range f.lines {
+		n += len(f.lines[i].text) + 1
+	}
+	return n
 }
 
 // Digest returns Proxmox's digest of the conf: the SHA-1 of its bytes in lower-case hex.
@@ -89,9 +101,9 @@ func (f *File) Digest() string {
 
 // Property returns the value of key in the main section, where the last of several lines is in force.
 func (f *File) Property(key string) (value string, ok bool) {
-	for _, e := range f.Properties() {
-		if e.Key == key {
-			return e.Value, true
+	for i := f.mainEnd() - 1; i >= 0; i-- {
+		if l := &f.lines[i]; l.kind == kindProperty && l.key == key {
+			return l.value, true
 		}
 	}
 	return "", false
@@ -143,8 +155,10 @@ func (f *File) Snapshots() []Section {
 
 // mainEnd returns the number of lines of the main section.
 func (f *File) mainEnd() int {
-	if i := slices.IndexFunc(f.lines, func(l line) bool { return l.kind == kindHeader }); i >= 0 {
-		return i
+	for i := range f.lines {
+		if f.lines[i].kind == kindHeader {
+			return i
+		}
 	}
 	return len(f.lines)
 }
@@ -209,7 +223,8 @@ func (f *File) raw(from, to int) []Entry {
 func (f *File) description(from, to int) string {
 	var b strings.Builder
 	fallback := ""
-	for _, l := range f.lines[from:to] {
+	for i := from; i < to; i++ {
+		l := &f.lines[i]
 		switch {
 		case l.kind == kindComment:
 			b.WriteString(decodeText(l.value))

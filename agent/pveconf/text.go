@@ -126,15 +126,14 @@ func perlSlip(s string) int {
 
 const upperHex = "0123456789ABCDEF"
 
-// encodeText is Proxmox's encode_text: "%", ":", control characters and all that is not ASCII become %XX.
-func encodeText(s string) string {
-	var b strings.Builder
+// appendEncoded is Proxmox's encode_text: "%", ":", control characters and all that is not ASCII become %XX.
+func appendEncoded(out []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c > 0x7e || c == '%' || c == ':' {
-			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&0xf]})
+			out = append(out, '%', upperHex[c>>4], upperHex[c&0xf])
 		} else {
-			b.WriteByte(c)
+			out = append(out, c)
 		}
 	}
-	return b.String()
+	return out
 }

@@ -89,7 +89,7 @@ func (l line) warnings(number int) []Warning {
 		if l.key == "snapstate" && !strings.HasPrefix(l.text, "snapstate:") {
 			add(WarningLost, "Proxmox takes this line for the state of a snapshot, and writes it back as that")
 		}
-		if items, err := deviceFormat.split(l.value); l.warning == "" && isNumbered(l.key, "dev") && err == nil {
+		if items, err := deviceFormat.split(l.value); l.warning == "" && baseOf(l.key) == "dev" && err == nil {
 			if _, ok := items.find("path"); !ok {
 				add(WarningStart, l.key+" has no path; the container does not start")
 			}
@@ -152,7 +152,7 @@ func (f *File) misplaced() []Warning {
 		switch {
 		case l.kind == kindHeader:
 			section, header = "["+l.value+"]", 0
-		case l.kind == kindInvalid && strings.HasPrefix(strings.Trim(strings.TrimPrefix(l.text, byteOrderMark), white), "["):
+		case l.kind == kindInvalid && strings.HasPrefix(trim(strings.TrimPrefix(l.text, byteOrderMark)), "["):
 			header = i + 1
 		case header > 0 && l.counts():
 			all = append(all, Warning{i + 1, WarningMisplaced, fmt.Sprintf(
