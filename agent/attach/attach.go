@@ -23,13 +23,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrAttach is wrapped by errors that say that the command was not run because the container could
-// not be entered. A command that could not be executed there is an answer instead: exit status 126
-// or 127.
-var ErrAttach = errors.New("cannot enter the container")
+// Errors that say that the command was not run. One that could not be executed is an answer instead: see
+// [Exit.NotStarted].
+var (
+	ErrAttach      = errors.New("cannot enter the container")
+	ErrNoUser      = errors.New("the container has no such user")
+	ErrNoDirectory = errors.New("cannot change to the directory in the container")
+)
 
-// errTimeout is the cause with which a command's own timeout ends it.
-var errTimeout = errors.New("the command's timeout is over")
+// Causes with which a command's own limits end it.
+var (
+	errTimeout = errors.New("the command's timeout is over")
+	errIdle    = errors.New("the command was idle for too long")
+)
 
 // An Attacher starts processes in containers. The zero value uses the node's own LXC.
 type Attacher struct {
@@ -37,14 +43,20 @@ type Attacher struct {
 	LXCPath string        // directory of the containers; empty: /var/lib/lxc
 	Grace   time.Duration // between SIGTERM and SIGKILL for a command that is to end; 0: 5 s
 	Drain   time.Duration // for a child that a command left behind to close the output; 0: 5 s
+	Helper  *Helper       // starts commands with a User or Dir; nil: a copy of the running program
 }
 
-// A Command is a command to run as root of a container, in its / and with lxc-attach's default
-// environment, which is PATH, "container=lxc" and what the container's conf sets.
+// A Command is a command to run in a container, with lxc-attach's default environment, which is PATH, "container=lxc" and
+// what the container's conf sets.
 type Command struct {
 	CTID int32
 	Argv []string // at least the program; without a slash it is looked up in the container's PATH
 	Env  []string // further variables, NAME=VALUE; see [CheckEnv]
+
+	// User is NAME, UID, NAME:GROUP or UID:GID, looked up in the container's own /etc/passwd and /etc/group; empty is
+	// root. HOME, USER and LOGNAME are set for one that is given, unless Env has them. Dir is the absolute working
+	// directory, which the user must be allowed to enter; empty is /. Both need /proc to be mounted in the container.
+	User, Dir string
 
 	// With TTY the command has a terminal of Columns by Rows (0: 80 by 24), which takes Stdin and
 	// gives Stdout; Stderr is not used.
@@ -61,7 +73,8 @@ type Command struct {
 	Stdout, Stderr io.Writer
 
 	Timeout time.Duration // after which the command is ended; 0: none
-	Files   []*os.File    // descriptors 3 and up of the command
+	Idle    time.Duration // without a byte in either direction, after which the command is ended; 0: none
+	Files   []*os.File    // descriptors 3 and up of the command, which then has neither User nor Dir
 }
 
 // Exit is how a command ended.
@@ -69,6 +82,12 @@ type Exit struct {
 	Code           int  // 0 to 255; 128 plus the signal's number, 126 not executable, 127 not found
 	OutputComplete bool // false: something the command left behind still held its output
 	TimedOut       bool // ended because of Command.Timeout
+	IdledOut       bool // ended because of Command.Idle
+	NotStarted     bool // the container has no such program, or it is not executable: Code is 127 or 126
+
+	// Survivors are what lives on: if the command was ended, the processes that had escaped to sessions of their own;
+	// otherwise, if OutputComplete is false, those that hold the output. They are the container's; nothing ends them.
+	Survivors []Survivor
 }
 
 // A Process is a started command. Its methods may be called at the same time.
@@ -79,7 +98,11 @@ type Process struct {
 	cmd    *exec.Cmd
 	log    *os.File // what lxc-attach logged
 	tty    *os.File // our side of the terminal; nil without
+	report *os.File // what the launcher says; nil without
 	cancel context.CancelCauseFunc
+
+	session uint32 // audit session of the command's processes; 0: none
+	idle    *idleTimer
 
 	exited chan struct{} // closed when lxc-attach has ended, before it is reaped
 	waited chan struct{} // closed when exit and err are set
@@ -90,7 +113,7 @@ type Process struct {
 // Start starts a command. The container should be known to run: what lxc-attach says otherwise is
 // an [ErrAttach] from [Process.Wait]. When ctx is done or the timeout is over, the command's
 // processes get SIGTERM (SIGHUP before that with a terminal), and SIGKILL when the command has
-// ended or Grace is over. One that has made a session of its own survives that.
+// ended or Grace is over. One that has made a session of its own survives that, and is named in [Exit.Survivors].
 func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
@@ -107,6 +130,14 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 		exited: make(chan struct{}),
 		waited: make(chan struct{}),
 	}
+	var report *os.File
+	if c.User != "" || c.Dir != "" {
+		if report, err = p.launch(a, &c); err != nil {
+			log.Close()
+			return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
+		}
+		defer report.Close()
+	}
 	p.cmd = exec.Command(cmp.Or(a.Path, "/usr/bin/lxc-attach"), a.args(c, log)...)
 	p.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	p.cmd.Dir = "/"
@@ -115,18 +146,18 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 
 	streams, err := p.open(c)
 	if err != nil {
-		log.Close()
+		p.closeLogs()
 		return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
 	}
 	// A library may have opened a descriptor without close-on-exec.
 	err = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	if err == nil {
-		err = p.cmd.Start()
+		p.session, err = startLabelled(p.cmd.Start)
 	}
 	streams.closeTheirs()
 	if err != nil {
 		streams.closeOurs()
-		log.Close()
+		p.closeLogs()
 		return nil, fmt.Errorf("run a command in CTID %d: %w: %w", c.CTID, ErrAttach, err)
 	}
 
@@ -136,8 +167,17 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 		ctx, stop = context.WithTimeoutCause(ctx, c.Timeout, errTimeout)
 		context.AfterFunc(ctx, stop)
 	}
+	p.idle = newIdleTimer(c.Idle, func() { p.cancel(errIdle) })
+	streams.moved = p.idle.reset
 	go p.run(ctx, streams)
 	return p, nil
+}
+
+func (p *Process) closeLogs() {
+	p.log.Close()
+	if p.report != nil {
+		p.report.Close()
+	}
 }
 
 func (c Command) check() error {
@@ -154,6 +194,15 @@ func (c Command) check() error {
 		if err := CheckEnv(v); err != nil {
 			return err
 		}
+	}
+	if strings.ContainsAny(c.User, "\x00,/\n") || len(c.User) > 128 {
+		return fmt.Errorf("user %.40q: not NAME, UID, NAME:GROUP or UID:GID", c.User)
+	}
+	if c.Dir != "" && (c.Dir[0] != '/' || strings.ContainsRune(c.Dir, 0)) {
+		return fmt.Errorf("directory %.80q: not an absolute path", c.Dir)
+	}
+	if len(c.Files) > 0 && (c.User != "" || c.Dir != "") {
+		return errors.New("descriptors together with a user or directory")
 	}
 	if c.TTY && (c.Columns < 0 || c.Columns > 4096 || c.Rows < 0 || c.Rows > 4096) {
 		return fmt.Errorf("terminal of %d by %d: not 1 to 4096", c.Columns, c.Rows)
@@ -201,7 +250,8 @@ func (p *Process) Resize(columns, rows int) error {
 func (p *Process) run(ctx context.Context, s *streams) {
 	defer close(p.waited)
 	defer p.cancel(nil)
-	defer p.log.Close()
+	defer p.closeLogs()
+	defer p.idle.stop()
 
 	copied := s.start(p.cancel)
 	go func() {
@@ -211,7 +261,7 @@ func (p *Process) run(ctx context.Context, s *streams) {
 	select {
 	case <-p.exited:
 	case <-ctx.Done():
-		p.end()
+		p.exit.Survivors = p.end()
 	}
 	err := p.cmd.Wait()
 	p.exit.Code = code(p.cmd.ProcessState)
@@ -219,21 +269,58 @@ func (p *Process) run(ctx context.Context, s *streams) {
 		p.err = fmt.Errorf("wait for lxc-attach of CTID %d: %w", p.ctid, err)
 	}
 
+	p.idle.stop() // the drain has its own limit
 	s.expire(time.Now().Add(p.drain))
-	p.exit.OutputComplete = <-copied
+	if p.exit.OutputComplete = <-copied; !p.exit.OutputComplete && p.exit.Survivors == nil {
+		p.exit.Survivors = holders(s.ours)
+	}
 	s.closeOurs()
 
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errTimeout):
 		p.exit.TimedOut = true
+	case errors.Is(cause, errIdle):
+		p.exit.IdledOut = true
 	case cause != nil:
 		p.err = fmt.Errorf("command in CTID %d: %w", p.ctid, cause)
-	case p.exit.Code == 1:
-		// lxc-attach's own failure has this status too.
-		if text := failure(p.log); text != "" {
-			p.err = fmt.Errorf("attach to CTID %d: %w: %s", p.ctid, ErrAttach, text)
+	default:
+		p.exit.NotStarted, err = p.started()
+		if err != nil {
+			p.err = fmt.Errorf("attach to CTID %d: %w", p.ctid, err)
 		}
 	}
+}
+
+// started says whether a command that ended by itself was not found or not executable; the error is why there was none
+// at all.
+func (p *Process) started() (notStarted bool, err error) {
+	execFailed := p.exit.Code == 126 || p.exit.Code == 127
+	var text string
+	if p.exit.Code == 1 || execFailed {
+		text = failure(p.log) // lxc-attach's own failure has these statuses too
+	}
+	if p.report == nil {
+		if text != "" && p.exit.Code == 1 {
+			return false, fmt.Errorf("%w: %s", ErrAttach, text)
+		}
+		return text != "" && execFailed, nil
+	}
+	switch kind, said := p.launched(); kind {
+	case reportStarted:
+		return false, nil
+	case reportExec:
+		return execFailed, nil
+	case reportUser:
+		return false, fmt.Errorf("%w: %s", ErrNoUser, said)
+	case reportDirectory:
+		return false, fmt.Errorf("%w: %s", ErrNoDirectory, said)
+	case reportFailed:
+		return false, fmt.Errorf("%w as that user: %s", ErrAttach, said)
+	}
+	if text == "" {
+		text = fmt.Sprintf("the helper that was to start the command ended with status %d", p.exit.Code)
+	}
+	return false, fmt.Errorf("%w: %s", ErrAttach, text)
 }
 
 func code(s *os.ProcessState) int {

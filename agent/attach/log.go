@@ -53,14 +53,19 @@ func parseLog(b []byte) string {
 		}
 		failures = append(failures, strings.TrimSpace(text))
 	}
-	text := strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, strings.Join(failures, "; "))
+	text := printable(strings.Join(failures, "; "))
 	if len(text) > maxText {
 		text = strings.ToValidUTF8(text[:maxText], "")
 	}
 	return text
+}
+
+// printable replaces what a terminal could take for more than a character.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }

@@ -37,7 +37,7 @@ func (p *Process) Signal(name string) error {
 			return err
 		}
 		if command, ok := p.command(all); ok {
-			for _, q := range p.started(all) {
+			for _, q := range p.executed(all) {
 				if q.group == command.group {
 					q.signal(sig)
 				}
@@ -56,7 +56,7 @@ func (p *Process) Signal(name string) error {
 // command finds the process of the command. It is a child of lxc-attach that has executed something
 // else.
 func (p *Process) command(all []process) (process, bool) {
-	for _, q := range p.started(all) {
+	for _, q := range p.executed(all) {
 		if q.parent == p.cmd.Process.Pid && !q.dead {
 			return q, true
 		}
@@ -64,16 +64,16 @@ func (p *Process) command(all []process) (process, bool) {
 	return process{}, false
 }
 
-// started returns the processes without lxc-attach and the children it has before the command is
+// executed returns the processes without lxc-attach and the children it has before the command is
 // executed. They are in the same group and session as a command without a terminal, but must live:
 // lxc-attach fails if its first child does, and it tells us the command's status.
-func (p *Process) started(all []process) []process {
+func (p *Process) executed(all []process) []process {
 	leader := p.cmd.Process.Pid
 	attach, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", leader))
 	if err != nil {
 		return nil
 	}
-	var started []process
+	var executed []process
 	for _, q := range all {
 		if q.pid == leader {
 			continue
@@ -83,13 +83,13 @@ func (p *Process) started(all []process) []process {
 				continue
 			}
 		}
-		started = append(started, q)
+		executed = append(executed, q)
 	}
-	return started
+	return executed
 }
 
-// end ends the command and everything in its sessions.
-func (p *Process) end() {
+// end ends the command and everything in its sessions, and returns what escaped to sessions of its own.
+func (p *Process) end() []Survivor {
 	leader := p.cmd.Process.Pid
 	members := members{leader: leader, sessions: map[int]bool{leader: true}}
 	// Before the command is executed lxc-attach's child may drop a signal, so the command is told once more.
@@ -98,6 +98,7 @@ func (p *Process) end() {
 		command bool
 	}
 	told := map[telling]bool{}
+	var family []process
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	over := time.After(p.grace)
@@ -105,15 +106,18 @@ wait:
 	for {
 		// Again and again, because lxc-attach may be about to start the command just now.
 		all := members.list()
-		_, executed := p.command(all)
-		if executed {
-			all = p.started(all)
+		if p.session == 0 {
+			family = members.family(family)
+		}
+		_, running := p.command(all)
+		if running {
+			all = p.executed(all)
 		}
 		for _, q := range all {
-			if told[telling{q.pid, executed}] {
+			if told[telling{q.pid, running}] {
 				continue
 			}
-			told[telling{q.pid, executed}] = true
+			told[telling{q.pid, running}] = true
 			if p.tty != nil {
 				q.signal(unix.SIGHUP) // interactive shells ignore SIGTERM
 			}
@@ -145,6 +149,7 @@ wait:
 		<-tick.C
 	}
 	<-p.exited
+	return p.escaped(family)
 }
 
 // members finds the living processes of a command.
@@ -169,11 +174,35 @@ func (m members) list() []process {
 	})
 }
 
+// family returns the processes seen so far and the descendants that lxc-attach has now: with those whose parent is
+// gone it is what a kernel without audit sessions lets us know.
+func (m members) family(seen []process) []process {
+	all, err := processes()
+	if err != nil {
+		return seen
+	}
+	known := map[int]bool{m.leader: true}
+	for grown := true; grown; {
+		grown = false
+		for _, q := range all {
+			if !known[q.parent] || known[q.pid] {
+				continue
+			}
+			known[q.pid], grown = true, true
+			if !slices.ContainsFunc(seen, func(s process) bool { return s.pid == q.pid && s.start == q.start }) {
+				seen = append(seen, q)
+			}
+		}
+	}
+	return seen
+}
+
 // process is what /proc/<pid>/stat says of a process, in this PID namespace's numbers.
 type process struct {
 	pid, parent, group, session int
 
-	dead bool // and not reaped yet
+	start string // ticks after boot
+	dead  bool   // and not reaped yet
 }
 
 func processes() ([]process, error) {
@@ -204,10 +233,10 @@ func readProcess(pid int) (process, bool) {
 	}
 	// The name in parentheses may hold anything, parentheses too.
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 4 {
+	if len(fields) < 20 {
 		return process{}, false
 	}
-	q := process{pid: pid, dead: fields[0][0] == 'Z' || fields[0][0] == 'X'}
+	q := process{pid: pid, start: string(fields[19]), dead: fields[0][0] == 'Z' || fields[0][0] == 'X'}
 	for i, to := range []*int{&q.parent, &q.group, &q.session} {
 		if *to, err = strconv.Atoi(string(fields[1+i])); err != nil {
 			return process{}, false

@@ -68,7 +68,7 @@ func TestSignal(t *testing.T) {
 					t.Error(err)
 				}
 				exit, err := p.Wait()
-				if want := (attach.Exit{Code: test.code, OutputComplete: true}); err != nil || exit != want {
+				if want := (attach.Exit{Code: test.code, OutputComplete: true}); err != nil || !same(exit, want) {
 					t.Errorf("%s: %+v, %v, want %+v", test.script, exit, err, want)
 				}
 				if got := output.String(); got != test.output {
@@ -97,7 +97,7 @@ func TestSignal(t *testing.T) {
 				t.Error(err)
 			}
 			exit, err := p.Wait()
-			if want := (attach.Exit{Code: 143, OutputComplete: true}); err != nil || exit != want {
+			if want := (attach.Exit{Code: 143, OutputComplete: true}); err != nil || !same(exit, want) {
 				t.Errorf("%+v, %v, want %+v", exit, err, want)
 			}
 		})
@@ -174,7 +174,7 @@ func TestCancel(t *testing.T) {
 				if took := time.Since(begin); took >= grace != test.killed || took > 10*time.Second {
 					t.Errorf("took %v, want %v or more: %v", took, grace, test.killed)
 				}
-				if want := (attach.Exit{Code: test.code, OutputComplete: true}); !errors.Is(err, context.Canceled) || exit != want {
+				if want := (attach.Exit{Code: test.code, OutputComplete: true}); !errors.Is(err, context.Canceled) || !same(exit, want) {
 					t.Errorf("%s: %+v, %v, want %+v, context.Canceled", test.script, exit, err, want)
 				}
 				if got := output.String(); got != test.output {
@@ -195,7 +195,7 @@ func TestTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	exit, err := p.Wait()
-	if want := (attach.Exit{Code: 143, OutputComplete: true, TimedOut: true}); err != nil || exit != want {
+	if want := (attach.Exit{Code: 143, OutputComplete: true, TimedOut: true}); err != nil || !same(exit, want) {
 		t.Errorf("%+v, %v, want %+v", exit, err, want)
 	}
 }
@@ -249,7 +249,7 @@ func TestStdinThatNeverComes(t *testing.T) {
 	r, w := io.Pipe()
 	defer w.Close()
 	exit, _, _, err := run(t, attach.Command{CTID: c.CTID, Argv: []string{"true"}, Stdin: r})
-	if want := (attach.Exit{OutputComplete: true}); err != nil || exit != want {
+	if want := (attach.Exit{OutputComplete: true}); err != nil || !same(exit, want) {
 		t.Errorf("%+v, %v, want %+v", exit, err, want)
 	}
 }
@@ -259,7 +259,7 @@ func TestContainerStops(t *testing.T) {
 	p, _ := start(t, t.Context(), attach.Attacher{}, attach.Command{CTID: c.CTID}, "echo ready; sleep 60")
 	c.Stop(t)
 	exit, err := p.Wait()
-	if want := (attach.Exit{Code: 137, OutputComplete: true}); err != nil || exit != want {
+	if want := (attach.Exit{Code: 137, OutputComplete: true}); err != nil || !same(exit, want) {
 		t.Errorf("%+v, %v, want %+v", exit, err, want)
 	}
 }

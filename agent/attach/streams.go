@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -24,11 +25,13 @@ type streams struct {
 	stdin        io.Reader
 	stdinTo      *os.File
 	tty          bool
+	moved        func() // called when bytes have
 }
 
 type output struct {
-	from *os.File
-	to   io.Writer
+	from  *os.File
+	to    io.Writer
+	moved func()
 }
 
 // open makes the descriptors of a command and gives it its ends.
@@ -60,7 +63,7 @@ func (p *Process) open(c Command) (s *streams, err error) {
 		}
 		s.theirs, s.ours = append(s.theirs, w), append(s.ours, r)
 		*o.theirs = w
-		s.outputs = append(s.outputs, output{r, discardIfNil(o.to)})
+		s.outputs = append(s.outputs, output{from: r, to: discardIfNil(o.to)})
 	}
 	return s, nil
 }
@@ -87,7 +90,7 @@ func (p *Process) openTTY(c Command, s *streams) error {
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs, theirs, theirs
 	p.cmd.SysProcAttr.Setctty = true // of descriptor 0
 	s.stdinTo = ours
-	s.outputs = []output{{ours, discardIfNil(c.Stdout)}}
+	s.outputs = []output{{from: ours, to: discardIfNil(c.Stdout)}}
 	return nil
 }
 
@@ -179,6 +182,7 @@ func (s *streams) start(fail func(error)) <-chan bool {
 	var group errgroup.Group
 	var open atomic.Bool
 	for _, o := range s.outputs {
+		o.moved = s.moved
 		group.Go(func() error {
 			if !o.copy(fail) {
 				open.Store(true)
@@ -200,7 +204,7 @@ func (s *streams) copyStdin() {
 		awaitTTY(s.stdinTo)
 	}
 	if s.stdin != nil {
-		io.CopyBuffer(s.stdinTo, struct{ io.Reader }{s.stdin}, make([]byte, chunk))
+		io.CopyBuffer(s.stdinTo, movedReader{s.stdin, s.moved}, make([]byte, chunk))
 	}
 	if s.tty {
 		s.stdinTo.Write([]byte{4}) // ^D: a terminal has no other end of input
@@ -263,9 +267,61 @@ func (o *output) write(b []byte, fail func(error)) {
 	if len(b) == 0 {
 		return
 	}
+	o.moved() // a Write may block for long
 	if _, err := o.to.Write(b); err != nil {
 		fail(fmt.Errorf("write the output: %w", err))
 		o.to = io.Discard
+	}
+	o.moved()
+}
+
+// A movedReader tells of what it reads.
+type movedReader struct {
+	io.Reader
+	moved func()
+}
+
+func (r movedReader) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	if n > 0 {
+		r.moved()
+	}
+	return n, err
+}
+
+// An idleTimer calls a function when nothing has reset it for so long.
+type idleTimer struct {
+	after time.Duration
+
+	mu    sync.Mutex
+	timer *time.Timer // nil: stopped, or no limit
+}
+
+func newIdleTimer(after time.Duration, f func()) *idleTimer {
+	t := &idleTimer{after: after}
+	if after > 0 {
+		t.timer = time.AfterFunc(after, f)
+	}
+	return t
+}
+
+func (t *idleTimer) reset() {
+	if t.after <= 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.timer != nil {
+		t.timer.Reset(t.after)
+	}
+}
+
+func (t *idleTimer) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.timer != nil {
+		t.timer.Stop()
+		t.timer = nil
 	}
 }
 

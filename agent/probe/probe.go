@@ -1,25 +1,20 @@
 // Package probe opens device nodes from inside a container: in its namespaces and its cgroup, as its
 // root. That is the only proof that a container has a device.
 //
-// Nothing of the container's is used. The program that does it is this one: a sealed copy in memory,
-// whose descriptor lxc-attach hands on, so that it need not exist in the container's file system and
-// the container cannot change it. It must be linked statically.
+// Nothing of the container's is used. The program that does it is this one: see [attach.Helper].
 package probe
 
 import (
 	"bytes"
 	"context"
-	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"phoenix.internal/agent/attach"
 )
 
@@ -39,11 +34,7 @@ const maxAnswer = 1 << 20
 // A Prober probes the containers of the node. Its methods may be called at the same time. The zero
 // value is ready.
 type Prober struct {
-	Attacher attach.Attacher
-	Program  string // of which the helper is a copy, statically linked; empty: the running one
-
-	mu     sync.Mutex
-	sealed *os.File // the copy, once made
+	Attacher attach.Attacher // its Helper is the program that goes into the container
 }
 
 // A Device is a device node to open.
@@ -97,7 +88,7 @@ func (p *Prober) probe(ctx context.Context, ctid int32, devices []Device) ([]Res
 	if len(devices) == 0 {
 		return nil, nil
 	}
-	program, err := p.program()
+	program, err := p.Attacher.Program()
 	if err != nil {
 		return nil, err
 	}
@@ -179,75 +170,6 @@ func parseAnswer(b []byte, devices []Device) ([]Result, error) {
 }
 
 var errnoPattern = regexp.MustCompile(`^[A-Z0-9]{0,32}$`)
-
-// program returns the sealed copy.
-func (p *Prober) program() (*os.File, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.sealed != nil {
-		return p.sealed, nil
-	}
-	path := p.Program
-	if path == "" {
-		path = "/proc/self/exe"
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := checkStatic(f); err != nil {
-		return nil, fmt.Errorf("helper program %s: %w", path, err)
-	}
-	p.sealed, err = seal(f)
-	if err != nil {
-		return nil, fmt.Errorf("copy %s to memory: %w", path, err)
-	}
-	return p.sealed, nil
-}
-
-// checkStatic returns an error if a program needs a loader, which the container may lack or replace.
-func checkStatic(f *os.File) error {
-	program, err := elf.NewFile(f)
-	if err != nil {
-		return err
-	}
-	for _, segment := range program.Progs {
-		if segment.Type == elf.PT_INTERP {
-			return errors.New("not linked statically (build with CGO_ENABLED=0)")
-		}
-	}
-	return nil
-}
-
-// seal copies a program to memory that nobody can write any more.
-func seal(from *os.File) (*os.File, error) {
-	fd, err := unix.MemfdCreate("phoenix-"+Argument, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) { // MFD_EXEC is unknown before Linux 6.3
-		fd, err = unix.MemfdCreate("phoenix-"+Argument, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("memfd_create: %w", err)
-	}
-	to := os.NewFile(uintptr(fd), Argument)
-	if _, err := from.Seek(0, io.SeekStart); err != nil {
-		return nil, errors.Join(err, to.Close())
-	}
-	if _, err := io.Copy(to, from); err != nil {
-		return nil, errors.Join(err, to.Close())
-	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	// The root of a privileged container gets a descriptor of it, so its mode is sealed too; kernels
-	// before 6.3 cannot.
-	_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_EXEC)
-	if errors.Is(err, unix.EINVAL) {
-		_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, seals)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("seal: %w", err), to.Close())
-	}
-	return to, nil
-}
 
 // answer is the helper's stdout up to the end of its line.
 type answer struct {

@@ -26,7 +26,7 @@ func newProber(t *testing.T, flags ...string) *probe.Prober {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}
-	return &probe.Prober{Program: program}
+	return &probe.Prober{Attacher: attach.Attacher{Helper: &attach.Helper{Path: program}}}
 }
 
 func TestProbe(t *testing.T) {
@@ -135,7 +135,7 @@ func TestProbeOfAStuckDevice(t *testing.T) {
 
 // A helper that needs the container's loader would run the container's code, or not run at all.
 func TestProbeWantsAStaticProgram(t *testing.T) {
-	p := &probe.Prober{Program: "/usr/bin/env"}
+	p := &probe.Prober{Attacher: attach.Attacher{Helper: &attach.Helper{Path: "/usr/bin/env"}}}
 	_, err := p.Probe(t.Context(), 901, []probe.Device{{Path: "/dev/null", Major: 1, Minor: 3}})
 	want := "probe CTID 901: helper program /usr/bin/env: not linked statically (build with CGO_ENABLED=0)"
 	if err == nil || err.Error() != want {

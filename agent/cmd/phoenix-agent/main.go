@@ -7,15 +7,22 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"phoenix.internal/agent"
+	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/probe"
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == probe.Argument {
-		os.Exit(probe.Main(os.Args[2:])) // we are inside a container
+	if len(os.Args) > 1 { // inside a container?
+		switch os.Args[1] {
+		case probe.Argument:
+			os.Exit(probe.Main(os.Args[2:]))
+		case attach.Argument:
+			os.Exit(attach.Main(os.Args[2:]))
+		}
 	}
 	os.Exit(run())
 }
@@ -37,10 +44,10 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 2
 	}
-	// A signal that is ignored here, as SIGHUP is under nohup, would be ignored by every command in a container too; one
-	// that is caught is not.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	if err := attach.AsLogin(); err != nil {
+		fmt.Fprintln(os.Stderr, "phoenix-agent: what commands in containers inherit is not all as from a login:", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := agent.Run(ctx, cfg, cfg.Logger(os.Stderr)); err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
