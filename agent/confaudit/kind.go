@@ -31,6 +31,7 @@ const (
 	Rollback                  // NVIDIA entries that a rollback brings back
 	NoStart                   // the container does not start
 	NoEffect                  // a line that does not do what it looks like
+	BadValue                  // a value or key that Proxmox objects to, and keeps
 	DroppedLine               // a line that Proxmox drops when it next writes the conf
 	LostSection               // a section of which Proxmox reads nothing
 	Unreadable                // Proxmox cannot read or write the conf
@@ -62,6 +63,7 @@ var kinds = [...]string{
 	Rollback:      "rollback",
 	NoStart:       "no-start",
 	NoEffect:      "no-effect",
+	BadValue:      "bad-value",
 	DroppedLine:   "dropped-line",
 	LostSection:   "lost-section",
 	Unreadable:    "unreadable",

@@ -178,7 +178,7 @@ func TestProblems(t *testing.T) {
 		{"target with the number of a container", userGPU0 + "lxc.mount.entry: /dev/nvidia-modeset /var/lib/lxc/101/rootfs/dev/nvidia-modeset none bind,create=file\n", []finding{{passthrough.NoEffect, 6, true}}},
 		{"a device by its link", userGPU0 + "lxc.mount.entry: /dev/char/195:3 dev/gpu none bind,create=file\ndev0: /dev/char/195:254,mode=0666\n", []finding{{passthrough.DeviceGone, 6, true}}},
 		{"all of /dev", user + "mp0: /dev,mp=/host\nmp1: /dev/nvidia0,mp=/dev/nvidia0\nlxc.mount.entry: /dev dev none rbind,create=dir\nlxc.mount.entry: udev dev devtmpfs rw\n",
-			[]finding{{passthrough.WildcardRule, 2, false}, {passthrough.WildcardRule, 3, false}, {passthrough.WildcardRule, 4, false}, {passthrough.WildcardRule, 5, false}}},
+			[]finding{{passthrough.WildcardRule, 2, false}, {passthrough.InvalidLine, 3, false}, {passthrough.WildcardRule, 4, false}, {passthrough.WildcardRule, 5, false}}},
 		{"the hook of NVIDIA's container tools; its variables alone do nothing", "lxc.environment: NVIDIA_VISIBLE_DEVICES=all\nlxc.environment: NVIDIA_DRIVER_CAPABILITIES=all\nlxc.hook.mount: /usr/share/lxc/hooks/nvidia\n",
 			[]finding{{passthrough.WildcardRule, 3, false}}},
 		{"the rest of Docker's leftovers is no device", user + "lxc.mount.entry: /usr/bin/nvidia-smi usr/bin/nvidia-smi none bind,ro,create=file\nlxc.mount.entry: /proc/driver/nvidia proc/driver/nvidia none bind,create=dir\nlxc.mount.entry: /run/nvidia-persistenced/socket run/nvidia-persistenced/socket none bind,create=file\nlxc.mount.entry: /dev/dri dev/dri none bind,create=dir\n", nil},

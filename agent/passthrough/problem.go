@@ -73,8 +73,8 @@ func (c *conf) lineProblems() []Problem {
 	for _, e := range c.unreadable {
 		all = append(all, Problem{InvalidLine, fmt.Sprintf("LXC cannot read the device rule %q and does not start the container", LXCValue(e.Value)), e.Line, "correct the line or remove it"})
 	}
-	for _, w := range c.wide {
-		all = append(all, Problem{WildcardRule, w.message, w.line, w.advice})
+	for _, o := range c.others {
+		all = append(all, Problem{o.kind, o.message, o.line, o.advice})
 	}
 	return all
 }

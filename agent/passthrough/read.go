@@ -23,7 +23,7 @@ type conf struct {
 	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
 	strange      []pveconf.Entry // wildcard rules for another driver that may have been meant for nvidia-uvm
 	unreadable   []pveconf.Entry // rules for other devices that LXC cannot read
-	wide         []problemAt     // other ways to NVIDIA devices
+	others       []problemAt     // other ways to NVIDIA devices
 	otherDevices bool            // other devices, whose majors may be given out at run time, are given too
 	program      program
 	uvm          bool // nvidia-uvm is about to be given
@@ -32,6 +32,7 @@ type conf struct {
 
 // A problemAt is something a person is told about a line.
 type problemAt struct {
+	kind            Kind
 	line            int
 	message, advice string
 }
@@ -195,16 +196,16 @@ func (c *conf) readMountPoint(e pveconf.Entry) {
 	volume = strings.TrimPrefix(volume, "volume=")
 	switch p := path.Clean(volume); {
 	case nvidiaPath.MatchString(c.inv.resolve(p)):
-		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("%s mounts %s as a file system, which it has not: the container does not start", e.Key, p), "remove " + e.Key})
+		c.others = append(c.others, problemAt{InvalidLine, e.Line, fmt.Sprintf("%s mounts %s as a file system, which it has not: the container does not start", e.Key, p), "remove " + e.Key})
 	case p == "/" || p == "/dev":
-		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("%s binds %s of the node, with every device in it", e.Key, p), "remove " + e.Key})
+		c.others = append(c.others, problemAt{WildcardRule, e.Line, fmt.Sprintf("%s binds %s of the node, with every device in it", e.Key, p), "remove " + e.Key})
 	}
 }
 
 // readHook finds the hook with which NVIDIA's container tools give GPUs by themselves.
 func (c *conf) readHook(e pveconf.Entry) {
 	if value := LXCValue(e.Value); nvidiaHook.MatchString(value) {
-		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("the hook %q gives GPUs by itself at the start of the container, whatever is set here", value), "remove the line"})
+		c.others = append(c.others, problemAt{WildcardRule, e.Line, fmt.Sprintf("the hook %q gives GPUs by itself at the start of the container, whatever is set here", value), "remove the line"})
 	}
 }
 
@@ -229,6 +230,13 @@ func unprivileged(properties, raw []pveconf.Entry) (user, mapped bool) {
 		}
 	}
 	return user, mapped
+}
+
+// Unprivileged says whether Proxmox takes the container of the main section for an unprivileged one, in which
+// the device rules allow everything, and whether its root is mapped to another user than the node's. The two
+// differ where a raw lxc.idmap is empty.
+func Unprivileged(f *pveconf.File) (allowAll, mapped bool) {
+	return unprivileged(f.Properties(), f.Raw())
 }
 
 func (c *conf) readMount(e pveconf.Entry) {
@@ -277,7 +285,7 @@ func (c *conf) readOtherMount(e pveconf.Entry, m Mount, source string) {
 	all := m.Bind() && (source == "/dev" || source == "/" && m.Has("rbind")) || m.Type == "devtmpfs" && !m.Has("bind") && !m.Has("rbind")
 	switch {
 	case all && (!m.Absolute || m.Rootfs) && !m.noDev() && !c.beyond(e) && c.below.mounts <= e.Line:
-		c.wide = append(c.wide, problemAt{e.Line, fmt.Sprintf("the mount entry of %s brings every device of the node", source), "remove the line, and give the devices that are needed one by one"})
+		c.others = append(c.others, problemAt{WildcardRule, e.Line, fmt.Sprintf("the mount entry of %s brings every device of the node", source), "remove the line, and give the devices that are needed one by one"})
 	case strings.HasPrefix(source, "/dev/") && !staticPath.MatchString(source):
 		c.otherDevices = true
 	}
