@@ -2,8 +2,10 @@ package cli_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,6 +27,7 @@ func TestAsProxmox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	noSettings(t)
 	compared, died := 0, 0
 	for _, path := range confs {
 		name := strings.TrimSuffix(path, ".conf")
@@ -40,7 +43,7 @@ func TestAsProxmox(t *testing.T) {
 			if err := decode(golden, &want); err != nil {
 				t.Fatal(err)
 			}
-			got := run(t, &fake{}, nil, "conf", "inspect", "--proxmox", path)
+			got := alone(t, nil, "conf", "inspect", "--proxmox", path)
 			if want.Config == nil {
 				died++
 				wantDeath(t, got)
@@ -54,7 +57,7 @@ func TestAsProxmox(t *testing.T) {
 				}
 			}
 			rewritten, err := os.ReadFile(name + ".rewritten.conf")
-			got = run(t, &fake{}, nil, "conf", "canonical", path)
+			got = alone(t, nil, "conf", "canonical", path)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				wantDeath(t, got)
@@ -68,6 +71,27 @@ func TestAsProxmox(t *testing.T) {
 	if compared < 88 || died == 0 {
 		t.Errorf("compared %d confs, of which Proxmox cannot read %d; there are 88, some of which it cannot read", compared, died)
 	}
+}
+
+// noSettings makes this machine one on which phoenix-cli was never set up.
+func noSettings(t *testing.T) {
+	t.Helper()
+	settings(t, "")
+	t.Setenv("PHOENIX_CONFIG", "")
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+}
+
+// alone runs phoenix-cli where nobody can be asked.
+func alone(t *testing.T, stdin io.Reader, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	p := cli.Program{In: stdin, Out: &stdout, Err: &stderr, Connect: func(context.Context, cli.Config) (*cli.Conn, error) {
+		t.Errorf("phoenix-cli %s: it connects", strings.Join(args, " "))
+		return nil, errors.New("nobody is there")
+	}}
+	code := p.Run(t.Context(), args)
+	return result{stdout.String(), stderr.String(), code}
 }
 
 // decode keeps numbers as they stand, so that 1 and "1", and 512 and 512.0, are told apart.
@@ -87,15 +111,16 @@ func wantDeath(t *testing.T, got result) {
 // A conf from stdin is the same conf, and the bytes that are written are those of the file: Proxmox reads it no other way.
 func TestConfFromStdin(t *testing.T) {
 	const conf = "tags: \xfc\x00\r\nhostname: a\n"
-	got := run(t, &fake{}, strings.NewReader(conf), "conf", "canonical", "-")
+	noSettings(t)
+	got := alone(t, strings.NewReader(conf), "conf", "canonical", "-")
 	if want := (result{stdout: "hostname: a\ntags: \xfc\x00\n"}); got != want {
 		t.Errorf("canonical: %+v, want %+v", got, want)
 	}
-	got = run(t, &fake{}, strings.NewReader(conf), "conf", "inspect", "-")
+	got = alone(t, strings.NewReader(conf), "conf", "inspect", "-")
 	if want := "stdin: 22 bytes, digest 1476c431398ca8e3f7f261e4412889a94177bc23\n"; got.code != 0 || !strings.HasPrefix(got.stdout, want) {
 		t.Errorf("inspect: exit %d\n%s\nwant it to begin with\n%s", got.code, got.stdout, want)
 	}
-	got = run(t, &fake{}, strings.NewReader(conf), "conf", "audit", "--files", "-")
+	got = alone(t, strings.NewReader(conf), "conf", "audit", "--files", "-")
 	if want := "stdin:1: "; got.code != 1 || !strings.HasPrefix(got.stdout, want) {
 		t.Errorf("audit: exit %d\n%s\nwant it to begin with %s", got.code, got.stdout, want)
 	}
@@ -105,11 +130,12 @@ func TestConfFromStdin(t *testing.T) {
 func TestConfSize(t *testing.T) {
 	const most = 1 << 20
 	comment := "#" + strings.Repeat("x", most-2) + "\n"
-	got := run(t, &fake{}, strings.NewReader(comment), "conf", "canonical", "-")
+	noSettings(t)
+	got := alone(t, strings.NewReader(comment), "conf", "canonical", "-")
 	if want := (result{stdout: comment}); got != want {
 		t.Errorf("1 MiB: exit %d, %d bytes of output, stderr %q", got.code, len(got.stdout), got.stderr)
 	}
-	got = run(t, &fake{}, strings.NewReader(comment+"\n"), "conf", "canonical", "-")
+	got = alone(t, strings.NewReader(comment+"\n"), "conf", "canonical", "-")
 	if want := (result{"", "phoenix-cli: read the conf: stdin is larger than 1 MiB\n", 1}); got != want {
 		t.Errorf("one byte more: %+v, want %+v", got, want)
 	}
@@ -117,14 +143,11 @@ func TestConfSize(t *testing.T) {
 
 // What is said about a file needs neither settings nor anybody who is asked.
 func TestConfFilesWithoutSettings(t *testing.T) {
-	t.Setenv("HOME", t.TempDir())
-	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
-	t.Setenv("PHOENIX_CONFIG", "")
-	for _, command := range []string{"inspect", "canonical", "audit --files"} {
-		var stdout, stderr bytes.Buffer
-		p := cli.Program{In: strings.NewReader("unprivileged: 1\n"), Out: &stdout, Err: &stderr}
-		if code := p.Run(t.Context(), append([]string{"conf"}, strings.Fields(command+" -")...)); code != 0 || stdout.Len() == 0 || stderr.Len() > 0 {
-			t.Errorf("conf %s -: exit %d\n%s%s", command, code, &stdout, &stderr)
+	noSettings(t)
+	for _, command := range []string{"inspect", "inspect --proxmox", "inspect --json", "canonical", "audit --files"} {
+		got := alone(t, strings.NewReader("unprivileged: 1\n"), append([]string{"conf"}, strings.Fields(command+" -")...)...)
+		if got.code != 0 || got.stdout == "" || got.stderr != "" {
+			t.Errorf("conf %s -: exit %d\n%s%s", command, got.code, got.stdout, got.stderr)
 		}
 	}
 }

@@ -100,6 +100,22 @@ func TestWriteDiff(t *testing.T) {
 	if b.String() != want {
 		t.Errorf("got  %q\nwant %q", b.String(), want)
 	}
+	for _, test := range []struct {
+		name, before, after string
+		removed, added      int
+	}{
+		{"as above", "a\n\tb\x1b\nc\n", "a\nc\nd", 1, 1},
+		{"equal", "a\n", "a\n", 0, 0},
+		{"empty", "", "", 0, 0},
+		{"from nothing", "", "a\nb", 0, 2},
+		{"to nothing", "a\n\xff\n", "", 2, 0},
+		{"the last line feed", "a\nb", "a\nb\n", 1, 1},
+		{"what looks like a diff", "--- a\n+++ b\n", "+++ b\n--- a\n", 1, 1},
+	} {
+		if removed, added := output.CountDiff([]byte(test.before), []byte(test.after)); removed != test.removed || added != test.added {
+			t.Errorf("%s: %d lines removed and %d added, want %d and %d", test.name, removed, added, test.removed, test.added)
+		}
+	}
 	b.Reset()
 	if err := output.WriteDiff(&b, true, "", "old", "new", []byte("a"), []byte("a")); err != nil || b.Len() > 0 {
 		t.Errorf("equal texts: %q, %v", b.String(), err)
