@@ -73,11 +73,19 @@ func (f *File) Unset(key string) bool {
 }
 
 // AppendRaw adds an lxc.* line after the last property or raw line of the main section, which is before
-// every section header. It refuses keys that Proxmox ignores and values that [CheckValue] objects to.
+// every section header; one for lxc.environment.runtime goes where Proxmox writes those, before all other raw lines. It
+// refuses keys that Proxmox ignores and values that [CheckValue] objects to.
 func (f *File) AppendRaw(key, value string) error {
 	l, err := newLine(kindRaw, key, value)
 	if err != nil {
 		return fmt.Errorf("add %s: %w", key, err)
+	}
+	if key == runtimeKey {
+		if value == "" {
+			return fmt.Errorf("add %s: Proxmox drops an empty one", key)
+		}
+		f.insert(f.runtimePlace(), l)
+		return nil
 	}
 	f.insert(f.rawPlace(), l)
 	return nil
@@ -127,14 +135,16 @@ func newLine(want kind, key, value string) (line, error) {
 
 // replace puts l in the place of the last property line of key and removes the others.
 func (f *File) replace(key string, l line) {
-	end, last := f.mainEnd(), 0
-	for i, old := range f.lines[:end] {
-		if old.kind == kindProperty && old.key == key {
-			last = i + 1
+	lines, last := 0, 0
+	for i := range f.mainEnd() {
+		if old := &f.lines[i]; old.kind == kindProperty && old.key == key {
+			lines, last = lines+1, i+1
 		}
 	}
 	f.lines[last-1] = l
-	f.remove(kindProperty, func(e Entry) bool { return e.Key == key && e.Line != last })
+	if lines > 1 {
+		f.remove(kindProperty, func(e Entry) bool { return e.Key == key && e.Line != last })
+	}
 }
 
 // propertyPlace returns the index for a new property: after the property that precedes the first one with
@@ -177,6 +187,32 @@ func (f *File) rawPlace() int {
 		}
 	}
 	return f.contentEnd(end)
+}
+
+// runtimePlace returns the index for a new line of runtimeKey: after those that are there, and after a property
+// env, which would replace it; otherwise after the properties that stand above the first raw line.
+func (f *File) runtimePlace() int {
+	end := f.mainEnd()
+	first, last, property := -1, -1, -1
+	for i := range end {
+		switch l := &f.lines[i]; {
+		case l.kind == kindRaw && l.key == runtimeKey, l.kind == kindProperty && l.key == "env":
+			last = i
+		case first < 0 && (l.kind == kindRaw || l.kind == kindRawRefused):
+			first = i
+		case first < 0 && l.kind == kindProperty:
+			property = i
+		}
+	}
+	switch {
+	case last >= 0:
+		return last + 1
+	case first < 0:
+		return f.rawPlace()
+	case property >= 0:
+		return property + 1
+	}
+	return first
 }
 
 // contentEnd returns the index after the last line before end that is not blank.

@@ -2,8 +2,12 @@ package pveconf_test
 
 import (
 	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -48,20 +52,34 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzCanonical holds the law that what Proxmox writes is what Proxmox writes again.
+// FuzzCanonical holds the laws that what Proxmox writes is what Proxmox writes again, and that it means what was read.
 //
 // One thing takes two rewrites to settle, in Proxmox as here: blanks at the ends of a part of the property env. They
 // reach the line lxc.environment.runtime that the part becomes, and are lost when that is read.
 func FuzzCanonical(f *testing.F) {
 	addSeeds(f, func(b []byte) { f.Add(b) })
 	f.Fuzz(func(t *testing.T, b []byte) {
-		once, err := pveconf.Parse(b).Canonical()
+		conf := pveconf.Parse(b)
+		once, err := conf.Canonical()
 		if err != nil {
 			return // Proxmox dies on it
 		}
-		twice, err := pveconf.Parse(once).Canonical()
+		rewritten := pveconf.Parse(once)
+		twice, err := rewritten.Canonical()
 		if err != nil {
 			t.Fatalf("Canonical of %q = %q, of which Canonical: %v", b, once, err)
+		}
+		before, got := config(t, conf), config(t, rewritten)
+		dropUsed(before, got)
+		want := remaining(before)
+		delete(got, "digest")
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("Canonical of %q means something else (-want +got):\n%s", b, diff)
+		}
+		for _, w := range rewritten.Warnings() {
+			if w.Kind != pveconf.WarningValue && w.Kind != pveconf.WarningHidden && w.Kind != pveconf.WarningStart && !aboutPending(w) {
+				t.Errorf("Canonical of %q = %q, with the warning %+v", b, once, w)
+			}
 		}
 		if hasLooseEnvironment(once) {
 			once = twice
@@ -75,6 +93,10 @@ func FuzzCanonical(f *testing.F) {
 	})
 }
 
+func aboutPending(w pveconf.Warning) bool {
+	return w.Kind == pveconf.WarningLost && strings.Contains(w.Text, "[pve:pending]")
+}
+
 func hasLooseEnvironment(canonical []byte) bool {
 	for line := range bytes.Lines(canonical) {
 		value, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte("\n")), []byte("lxc.environment.runtime: "))
@@ -84,6 +106,107 @@ func hasLooseEnvironment(canonical []byte) bool {
 	}
 	return false
 }
+
+// config is what ConfigJSON says, with strings that are not UTF-8 as such.
+func config(t *testing.T, f *pveconf.File) map[string]any {
+	t.Helper()
+	b, err := f.ConfigJSON()
+	if err != nil {
+		t.Fatalf("ConfigJSON of %q, of which Canonical gives no error: %v", f.Bytes(), err)
+	}
+	return plain(t, decode[map[string]any](t, b)).(map[string]any)
+}
+
+// plain decodes "$bytes_hex".
+func plain(t *testing.T, v any) any {
+	switch v := v.(type) {
+	case []any:
+		for i := range v {
+			v[i] = plain(t, v[i])
+		}
+	case map[string]any:
+		if s, ok := v["$bytes_hex"].(string); ok {
+			b, err := hex.DecodeString(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		for key := range v {
+			v[key] = plain(t, v[key])
+		}
+	}
+	return v
+}
+
+// remaining is what is left of a config when Proxmox writes it and reads it again.
+func remaining(config map[string]any) map[string]any {
+	sections := []map[string]any{config, config["pending"].(map[string]any)}
+	for _, s := range config["snapshots"].(map[string]any) {
+		sections = append(sections, s.(map[string]any))
+	}
+	for i, s := range sections {
+		// The names that Proxmox uses in memory for something else are not written.
+		for _, key := range []string{"digest", "snapname"} {
+			delete(s, key)
+		}
+		if i > 0 {
+			delete(s, "pending")
+			delete(s, "snapshots")
+		}
+		if _, ok := s["lxc"].(string); ok { // "0": the writer takes it for no raw lines, and dies of any other
+			delete(s, "lxc")
+		}
+		// The description is split into lines, without empty ones at its end, and each ends in a line feed.
+		if d, ok := s["description"].(string); ok {
+			if d = strings.TrimRight(d, "\n"); d == "" {
+				delete(s, "description")
+			} else {
+				s["description"] = d + "\n"
+			}
+		}
+		// The environment is split at NUL, without empty parts at its end; blanks around a part are lost.
+		if env, ok := s["env"].(string); ok {
+			if env = strings.TrimRight(env, "\x00"); env == "" {
+				delete(s, "env")
+			} else {
+				parts := strings.Split(env, "\x00")
+				for i := range parts {
+					parts[i] = strings.Trim(parts[i], " \t\v\f\r")
+				}
+				s["env"] = strings.Join(parts, "\x00")
+			}
+		}
+		// A number beyond 64 bits is written as 1e+20, which is read as text.
+		for key, v := range s {
+			if n, ok := v.(json.Number); ok && strings.Trim(string(n), "0123456789") != "" {
+				s[key] = string(n)
+			}
+		}
+	}
+	return config
+}
+
+// dropUsed removes from both configs each unusedN whose volume a mount point of before may have: the writer drops it if
+// the value of that mount point is valid.
+func dropUsed(before, after map[string]any) {
+	used := map[string]bool{}
+	for key, v := range before {
+		if key == "rootfs" || mountKey.MatchString(key) {
+			for _, item := range strings.Split(v.(string), ",") {
+				used[strings.TrimPrefix(item, "volume=")] = true
+			}
+		}
+	}
+	for _, config := range []map[string]any{before, after} {
+		maps.DeleteFunc(config, func(key string, v any) bool {
+			text, ok := v.(string)
+			return ok && strings.HasPrefix(key, "unused") && used[text]
+		})
+	}
+}
+
+var mountKey = regexp.MustCompile(`^mp[0-9]+$`)
 
 // FuzzEdit holds the laws of edits: LXC's own line splitting finds exactly the lines that were meant, and
 // Proxmox reads what was set.
@@ -95,22 +218,23 @@ func FuzzEdit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, key, value, rawKey, rawValue string) {
 		conf := pveconf.Parse(b)
 		before := lxcLines(b)
+		rawBefore := conf.Raw()
 		if err := conf.AppendRaw(rawKey, rawValue); err == nil {
 			want := append(slices.Clone(before), rawKey+": "+rawValue)
 			if diff := cmp.Diff(sorted(want), sorted(lxcLines(conf.Bytes()))); diff != "" {
 				t.Errorf("AppendRaw(%q, %q) to %q (-want +got):\n%s", rawKey, rawValue, b, diff)
 			}
-			reread := pveconf.Parse(conf.Bytes())
-			raw := reread.Raw()
-			if n := len(raw); n == 0 || raw[n-1].Key != rawKey || raw[n-1].Value != rawValue {
-				t.Errorf("after AppendRaw(%q, %q) to %q the raw lines are %v", rawKey, rawValue, b, raw)
+			raw := pveconf.Parse(conf.Bytes()).Raw()
+			at := len(raw) - 1
+			if rawKey == "lxc.environment.runtime" {
+				at = slices.IndexFunc(raw, func(e pveconf.Entry) bool { return !slices.Contains(rawBefore, e) })
+			}
+			if len(raw) != len(rawBefore)+1 || raw[at].Key != rawKey || raw[at].Value != rawValue {
+				t.Fatalf("after AppendRaw(%q, %q) to %q the raw lines are %v", rawKey, rawValue, b, raw)
 			}
 			sameSections(t, b, conf.Bytes())
-			// Proxmox writes lxc.environment.runtime before the other raw lines.
-			if rawKey != "lxc.environment.runtime" {
-				staysCanonical(t, b, conf.Bytes())
-			}
-			conf.RemoveRaw(func(e pveconf.Entry) bool { return e.Line == raw[len(raw)-1].Line })
+			staysCanonical(t, b, conf.Bytes())
+			conf.RemoveRaw(func(e pveconf.Entry) bool { return e.Line == raw[at].Line })
 			if got := conf.Bytes(); !bytes.Equal(withFinalLF(got), withFinalLF(b)) {
 				t.Errorf("AppendRaw and RemoveRaw turned %q into %q", b, got)
 			}
