@@ -1,6 +1,8 @@
 package passthrough_test
 
 import (
+	"os"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -33,5 +35,51 @@ dev0: /dev/nvidia3,mode=0666
 	}
 	if diff := cmp.Diff(wantProblems, findings(problems)); diff != "" {
 		t.Errorf("problems (-want +got):\n%s%+v", diff, problems)
+	}
+}
+
+// TestOfflineRealConfs reads confs as one meets them (see ../pveconf/testdata/pve).
+func TestOfflineRealConfs(t *testing.T) {
+	type kinds = []passthrough.Kind
+	for _, tt := range []struct {
+		name     string
+		minors   []int
+		mode     passthrough.Mode
+		devices  int
+		problems kinds
+	}{
+		{"debian-unprivileged", nil, passthrough.ModeNone, 0, nil},
+		{"gpu-amd-kfd", nil, passthrough.ModeNone, 0, nil},
+		{"usb-coral-dev-entry", nil, passthrough.ModeNone, 0, nil},
+		{"gpu-container-toolkit-hook", nil, passthrough.ModeNone, 0, kinds{passthrough.WildcardRule}},
+		{"gpu-mig-caps", nil, passthrough.ModeRaw, 2, kinds{passthrough.WildcardRule}},
+		{"gpu-nvidia-dev-entries", []int{0}, passthrough.ModeNative, 4, nil},
+		{"gpu-nvidia-raw-equals", []int{0}, passthrough.ModeRaw, 4, kinds{passthrough.WildcardRule, passthrough.WildcardRule}},
+		{"gpu-privileged-raw", []int{0}, passthrough.ModeRaw, 5, kinds{passthrough.Privileged, passthrough.RuleMissing}},
+		{"gpu-with-snapshot", []int{0}, passthrough.ModeRaw, 4, kinds{passthrough.WildcardRule, passthrough.WildcardRule, passthrough.EntryInSnapshot}},
+		{"everything", []int{0}, passthrough.ModeNative, 4, kinds{passthrough.WildcardRule}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, err := os.ReadFile("../pveconf/testdata/pve/real-" + tt.name + ".conf")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, problems := passthrough.Offline(pveconf.Parse(b))
+			var minors []int
+			for _, g := range p.GPUs {
+				if g.Index != -1 || g.UUID != "" {
+					t.Errorf("a GPU of no node is %+v", g)
+				}
+				minors = append(minors, g.Minor)
+			}
+			var got kinds
+			for _, problem := range problems {
+				got = append(got, problem.Kind)
+			}
+			if !slices.Equal(minors, tt.minors) || p.Mode != tt.mode || len(p.Devices) != tt.devices || !slices.Equal(got, tt.problems) {
+				t.Errorf("it gives the minors %v in mode %v, devices %v, problems %+v; want %v, %v, %d devices, problems %v",
+					minors, p.Mode, p.Devices, problems, tt.minors, tt.mode, tt.devices, tt.problems)
+			}
+		})
 	}
 }

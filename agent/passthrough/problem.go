@@ -65,8 +65,11 @@ func (c *conf) lineProblems() []Problem {
 		}
 	}
 	for _, e := range c.file.Properties() {
+		if !isDevice(e.Key) {
+			continue
+		}
 		ours := func(d device) bool { return d.line == e.Line } // deviceProblems has it
-		if _, err := pveconf.ParseDevice(e.Value); isDevice(e.Key) && err != nil && !slices.ContainsFunc(c.devices, ours) {
+		if _, err := pveconf.ParseDevice(e.Value); err != nil && !slices.ContainsFunc(c.devices, ours) {
 			all = append(all, Problem{InvalidLine, fmt.Sprintf("%s: %v; the container does not start", e.Key, err), e.Line, "correct the line or remove it"})
 		}
 	}
@@ -231,19 +234,21 @@ func (o rule) covers(r rule) bool {
 type given struct {
 	paths   map[string]bool
 	numbers map[[2]int]bool // major and minor
-	caps    bool            // some capability node, whose numbers the inventory does not have
+	unknown bool            // some device whose major the inventory does not have: a capability node, offline nvidia-uvm
 }
 
 func (c *conf) allGiven() given {
 	g := given{map[string]bool{}, map[[2]int]bool{}, false}
 	add := func(path string) {
 		g.paths[path] = true
-		if n, ok := c.inv.node(path); ok {
+		if n, ok := c.inv.node(path); ok && n.Major >= 0 {
 			g.numbers[[2]int{n.Major, n.Minor}] = true
+		} else if ok && c.inv.offline {
+			g.unknown = true
 		} else if minor := gpuMinor(path); minor >= 0 {
 			g.numbers[[2]int{nvidiaMajor, minor}] = true
 		} else if strings.HasPrefix(path, "/dev/nvidia-caps") {
-			g.caps = true
+			g.unknown = true
 		}
 	}
 	for _, m := range c.mounts {
@@ -260,12 +265,12 @@ func (c *conf) allGiven() given {
 }
 
 // has says whether some entry gives a device of the rule's numbers or path. For a rule that may be for a
-// capability node the judgement stays open.
+// device of unknown numbers the judgement stays open.
 func (g given) has(r rule) bool {
 	if r.path != "" {
 		return g.paths[r.path]
 	}
-	return g.numbers[[2]int{r.rule.Major, r.rule.Minor}] || g.caps && r.rule.Major != nvidiaMajor
+	return g.numbers[[2]int{r.rule.Major, r.rule.Minor}] || g.unknown && r.rule.Major != nvidiaMajor
 }
 
 // driverOf names the driver of a major for a message.
