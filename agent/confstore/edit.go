@@ -38,8 +38,8 @@ type Result struct {
 // Before fn is called the conf is read under the lock; the errors are then [ErrNotFound], [*LockedError] if it holds
 // a `lock:`, and [*DigestError] if ifDigest is not empty and stale. Others are [ErrNotMounted], [ErrNoQuorum],
 // [*LockTimeoutError], [ErrTooLarge], and a [*DigestError] if somebody writes without the lock meanwhile, whose write
-// then stands. After [ErrNoAnswer], [ErrBusy], [ErrDisconnected] and [ErrDatabase] the conf is the old or the new one;
-// after any other error it was not touched.
+// then stands. After an error of which [MayHaveWritten] says so the conf is the old or the new one; after any other it was
+// not touched.
 //
 // The functions in before are told the outcome when the old bytes are kept and the conf is not yet touched, to record what
 // is about to be done. An error of one of them ends the edit.

@@ -19,12 +19,13 @@ var (
 	ErrBusy         = errors.New("cluster is re-forming")                       // EBUSY: try again
 	ErrDisconnected = errors.New("Proxmox's file system has died")              // ENOTCONN: pmxcfs ended or is being restarted
 	ErrDatabase     = errors.New("Proxmox's file system cannot store anything") // EIO: for all writes until pmxcfs is restarted, for example because the root disk was full
-	ErrNoAnswer     = errors.New("Proxmox's file system does not answer")       // see [Store]
+	ErrUnconfirmed  = errors.New("conf was replaced, but could not be synced or read back")
+	ErrNoAnswer     = errors.New("Proxmox's file system does not answer") // see [Store]
 )
 
 // MayHaveWritten tells whether the conf may be the new one although an edit ended with err.
 func MayHaveWritten(err error) bool {
-	for _, unclear := range []error{ErrBusy, ErrDisconnected, ErrDatabase, ErrNoAnswer} {
+	for _, unclear := range []error{ErrBusy, ErrDisconnected, ErrDatabase, ErrUnconfirmed, ErrNoAnswer} {
 		if errors.Is(err, unclear) {
 			return true
 		}

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		err = helperPmxcfs(os.Args[1], os.Args[2])
 	case "edit":
 		err = helperEdit(os.Args[1])
+	case "edit-once":
+		err = helperEditOnce(os.Args[1])
 	case "storm-edit":
 		err = helperStormEdit(os.Args[1], os.Args[2])
 	case "storm-proxmox":

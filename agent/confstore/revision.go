@@ -149,20 +149,8 @@ func (s *Store) save(ctid int32, conf []byte, by Author, replacedBy string) (int
 	if err != nil {
 		return 0, err
 	}
-	for _, f := range []struct {
-		ext string
-		b   []byte
-	}{{confExt, conf}, {metaExt, append(meta, '\n')}} {
-		path := s.revisionFile(ctid, number, f.ext)
-		if err := writeTemp(path+tempExt, f.b, 0o600); err != nil {
-			return 0, err
-		}
-		if err := os.Rename(path+tempExt, path); err != nil {
-			return 0, err
-		}
-	}
-	if err := syncDir(dir); err != nil {
-		return 0, err
+	if err := s.writeRevision(ctid, number, conf, append(meta, '\n')); err != nil {
+		return 0, errors.Join(err, s.drop(ctid, number))
 	}
 	keep := orDefault(s.Keep, 50)
 	for i := 0; i < len(numbers)+1-keep; i++ {
@@ -171,6 +159,22 @@ func (s *Store) save(ctid int32, conf []byte, by Author, replacedBy string) (int
 		}
 	}
 	return number, nil
+}
+
+func (s *Store) writeRevision(ctid int32, number int64, conf, meta []byte) error {
+	for _, f := range []struct {
+		ext string
+		b   []byte
+	}{{confExt, conf}, {metaExt, meta}} {
+		path := s.revisionFile(ctid, number, f.ext)
+		if err := writeTemp(path+tempExt, f.b, 0o600); err != nil {
+			return err
+		}
+		if err := os.Rename(path+tempExt, path); err != nil {
+			return errors.Join(err, removeIfThere(path+tempExt))
+		}
+	}
+	return syncDir(s.revisionDir(ctid))
 }
 
 // drop removes a revision, the sign of its completeness first.

@@ -293,7 +293,7 @@ func TestTenThousandEdits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, stop := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer stop()
 	fail := func(format string, args ...any) {
 		t.Errorf(format, args...)

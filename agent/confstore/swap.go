@@ -45,10 +45,12 @@ func (s *Store) swap(j *job, ctid int32, before, after []byte) (replaced bool, e
 		// The cluster may have got the message all the same.
 		return s.holds(ctid, before) != nil, err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return true, writeError(err)
+	err = errors.Join(syncDir(filepath.Dir(path)), s.holds(ctid, after))
+	_, overwritten := errors.AsType[*DigestError](err)
+	if err != nil && !overwritten && !errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
-	return true, s.holds(ctid, after)
+	return true, err
 }
 
 // holds returns an error, a [*DigestError] if there is a conf at all, unless the conf is want.

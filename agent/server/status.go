@@ -190,7 +190,7 @@ func statusOf(requestID string, err error) error {
 	case errors.Is(err, confstore.ErrNoQuorum), errors.Is(err, pct.ErrNoQuorum):
 		return fail(codes.Unavailable, errorv1.Reason_REASON_NO_QUORUM, nil)
 	case errors.Is(err, confstore.ErrNotMounted), errors.Is(err, confstore.ErrNoAnswer), errors.Is(err, confstore.ErrBusy),
-		errors.Is(err, confstore.ErrDisconnected), errors.Is(err, confstore.ErrDatabase):
+		errors.Is(err, confstore.ErrDisconnected), errors.Is(err, confstore.ErrDatabase), errors.Is(err, confstore.ErrUnconfirmed):
 		return fail(codes.Unavailable, errorv1.Reason_REASON_CONF_FS_UNAVAILABLE, nil)
 	case errors.Is(err, confstore.ErrTooLarge):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_CONF_TOO_LARGE, ctid(of))

@@ -88,6 +88,7 @@ func TestStatusOf(t *testing.T) {
 		{"busy", confstore.ErrBusy, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},
 		{"died", confstore.ErrDisconnected, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},
 		{"cannot store", confstore.ErrDatabase, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},
+		{"not read back", confstore.ErrUnconfirmed, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},
 		{"no answer", confstore.ErrNoAnswer, codes.Unavailable, "CONF_FS_UNAVAILABLE", nil},
 		{"too large", of901(confstore.ErrTooLarge), codes.FailedPrecondition, "CONF_TOO_LARGE", ctid()},
 		{"no revision", of901(&confstore.RevisionError{CTID: 901, Number: 7}), codes.NotFound, "REVISION_NOT_FOUND", ctid("revision", "7")},
