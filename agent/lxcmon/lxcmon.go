@@ -23,15 +23,19 @@ import (
 // ErrNotRunning is returned for a container that has no init process.
 var ErrNotRunning = errors.New("container is not running")
 
-// PeerError says that the process which listens on the command socket is not root's. The socket has an abstract
-// name, so while a container is stopped anybody on the node can take it.
+// PeerError says that the process which listens on the command socket is not root's, or is in a container. The socket has
+// an abstract name, so while a container is stopped anybody in the node's network namespace can take it.
 type PeerError struct {
-	CTID int32
-	UID  uint32
-	PID  int32
+	CTID   int32
+	UID    uint32
+	PID    int32
+	Cgroup string // of a process in a container
 }
 
 func (e *PeerError) Error() string {
+	if e.Cgroup != "" {
+		return fmt.Sprintf("command socket of CTID %d belongs to process %d in the cgroup %q of a container, not to a monitor", e.CTID, e.PID, e.Cgroup)
+	}
 	return fmt.Sprintf("command socket of CTID %d belongs to process %d of uid %d, not to root", e.CTID, e.PID, e.UID)
 }
 
@@ -208,7 +212,7 @@ func (c Client) dial(ctid int32, deadline time.Time) (*net.UnixConn, error) {
 	return unixConn, nil
 }
 
-// checkPeer makes sure that root listens. The PID proves nothing: it is that of the process that called listen,
+// checkPeer makes sure that root listens, and not in a container. The PID proves nothing: it is that of the process that called listen,
 // which for a daemonised lxc-start is not the monitor any more.
 func checkPeer(conn *net.UnixConn, ctid int32) error {
 	raw, err := conn.SyscallConn()
@@ -216,8 +220,11 @@ func checkPeer(conn *net.UnixConn, ctid int32) error {
 		return err
 	}
 	var cred *unix.Ucred
+	var pid int
+	var cgroup string
 	if cerr := raw.Control(func(fd uintptr) {
 		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		pid, cgroup = peerInContainer(int(fd))
 	}); cerr != nil {
 		return cerr
 	}
@@ -226,6 +233,9 @@ func checkPeer(conn *net.UnixConn, ctid int32) error {
 	}
 	if cred.Uid != 0 {
 		return &PeerError{CTID: ctid, UID: cred.Uid, PID: cred.Pid}
+	}
+	if cgroup != "" {
+		return &PeerError{CTID: ctid, UID: cred.Uid, PID: int32(pid), Cgroup: cgroup}
 	}
 	return nil
 }
