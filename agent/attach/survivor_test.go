@@ -40,9 +40,9 @@ func TestSurvivorsOfACancel(t *testing.T) {
 		want         []string
 	}{
 		{"none", "sleep 61 & sleep 62 & echo ready; wait", nil},
-		{"session of its own", "setsid sleep 61 >/dev/null 2>&1 & sleep 62 & until ps | grep -q '[s]leep 61'; do :; done; echo ready; wait", []string{"sleep 61"}},
-		{"daemon: its parents are gone", "(setsid sh -c '(sleep 63 >/dev/null 2>&1 &)' &); sleep 62 & until ps | grep -q '[s]leep 63'; do :; done; echo ready; wait", []string{"sleep 63"}},
-		{"without its environment", "(env -i setsid sh -c '(sleep 63 >/dev/null 2>&1 &) ; (sleep 64 >/dev/null 2>&1 &)' &); until ps | grep -q '[s]leep 64'; do :; done; echo ready; sleep 65", []string{"sleep 63", "sleep 64"}},
+		{"session of its own", "setsid sleep 61 >/dev/null 2>&1 & sleep 62 & until ps | grep -v setsid | grep -q '[s]leep 61$'; do :; done; echo ready; wait", []string{"sleep 61"}},
+		{"daemon: its parents are gone", "(setsid sh -c '(sleep 63 >/dev/null 2>&1 &)' &); sleep 62 & until ps | grep -v setsid | grep -q '[s]leep 63$'; do :; done; echo ready; wait", []string{"sleep 63"}},
+		{"without its environment", "(env -i setsid sh -c '(sleep 63 >/dev/null 2>&1 &) ; (sleep 64 >/dev/null 2>&1 &)' &); until ps | grep -v setsid | grep -q '[s]leep 64$'; do :; done; echo ready; sleep 65", []string{"sleep 63", "sleep 64"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			both(t, func(t *testing.T, c *lxctest.Container) {
