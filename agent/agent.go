@@ -33,6 +33,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	// pct and the commands in containers inherit it. Files of ours are made with modes of their own.
 	unix.Umask(0o022)
 
+	state, err := lockState(ctx, cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
 	tlsConfig, err := server.TLS(server.TLSFiles(cfg.TLS))
 	if err != nil {
 		return err

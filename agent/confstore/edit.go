@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"unicode/utf8"
 
 	"phoenix.internal/agent/pveconf"
@@ -105,8 +104,8 @@ func edited(fn func(*pveconf.File) error) change {
 // restored does not look at lines: every one of them was in the conf already.
 func restored(old []byte) change {
 	return func(before []byte) ([]byte, error) {
-		oldMain, oldSections := cutSections(old)
-		main, sections := cutSections(before)
+		oldMain, oldSections := pveconf.Split(old)
+		main, sections := pveconf.Split(before)
 		switch {
 		case bytes.Equal(main, oldMain):
 			return before, nil
@@ -215,19 +214,6 @@ func checkLines(before, after []byte) error {
 		}
 	}
 	return nil
-}
-
-// sectionHeader is a header as Proxmox's parser tests for it; with any other text a line belongs to the section
-// above.
-var sectionHeader = regexp.MustCompile(`(?m)^\[(?:(?i:pve:pending)|[a-zA-Z][a-zA-Z0-9_-]+)\][ \t\v\f\r]*$`)
-
-// cutSections splits a conf before its first section header.
-func cutSections(b []byte) (main, sections []byte) {
-	at := sectionHeader.FindIndex(b)
-	if at == nil {
-		return b, nil
-	}
-	return b[:at[0]], b[at[0]:]
 }
 
 // join puts sections after a main section, with the blank line between that Proxmox writes there.
