@@ -11,22 +11,22 @@ import (
 
 // A format is one of Proxmox's property strings, "volume,size=8G,ro=1" (PVE::JSONSchema, parse_property_string).
 type format struct {
-	defaultKey string // of an item without a key; empty if each needs one
-	required   string // the item that must be there, besides that of defaultKey; empty if none must
+	defaultKey string   // of an item without a key; empty if each needs one
+	required   []string // items that must be there
 	items      map[string]func(string) bool
 }
 
 // The formats of PVE::LXC::Config.
 var (
-	rootfsFormat = format{defaultKey: "volume", required: "volume", items: map[string]func(string) bool{
+	rootfsFormat = format{defaultKey: "volume", required: []string{"volume"}, items: map[string]func(string) bool{
 		"volume": isPath, "size": isSize, "mountoptions": isMountOptions,
 		"acl": isBoolean, "ro": isBoolean, "quota": isBoolean, "replicate": isBoolean, "shared": isBoolean,
 	}}
-	mountFormat = format{defaultKey: "volume", required: "mp", items: map[string]func(string) bool{
+	mountFormat = format{defaultKey: "volume", required: []string{"mp", "volume"}, items: map[string]func(string) bool{
 		"volume": isPath, "mp": isPath, "size": isSize, "mountoptions": isMountOptions, "backup": isBoolean,
 		"acl": isBoolean, "ro": isBoolean, "quota": isBoolean, "replicate": isBoolean, "shared": isBoolean,
 	}}
-	netFormat = format{required: "name", items: map[string]func(string) bool{
+	netFormat = format{required: []string{"name"}, items: map[string]func(string) bool{
 		"name": isInterface, "bridge": isInterface, "type": func(s string) bool { return s == "veth" },
 		"hwaddr": isUnicastMAC, "ip": isIPv4Config, "ip6": isIPv6Config,
 		"gw": isIPv4, "gw6": isIPv6,
@@ -57,8 +57,8 @@ func (f format) check(value string) error {
 			return fmt.Errorf("%q: %s %q is not valid", value, i.key, i.value)
 		}
 	}
-	for _, key := range []string{f.required, f.defaultKey} {
-		if _, ok := items.find(key); !ok && key != "" && f.required != "" {
+	for _, key := range f.required {
+		if _, ok := items.find(key); !ok {
 			return fmt.Errorf("%q has no %s", value, key)
 		}
 	}
@@ -203,7 +203,7 @@ func boolean(s string) (value, ok bool) {
 }
 
 func isDigits(s string) bool {
-	return consistsOf(s, func(c byte) bool { return isDigit(c) })
+	return consistsOf(s, isDigit)
 }
 
 func isDigit(c byte) bool  { return '0' <= c && c <= '9' }
