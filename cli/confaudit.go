@@ -252,65 +252,55 @@ func writeAuditJSON(s *session, confs []audited, missing []*typev1.NodeError) er
 	return output.WriteValue(s.out, answer)
 }
 
-// covered says which finding in a conf's bytes says the same as a problem that is about the same line.
-var covered = map[typev1.ProblemKind]confaudit.Kind{
-	typev1.ProblemKind_PROBLEM_KIND_HIDDEN_LINE:       confaudit.HiddenLineEnd,
-	typev1.ProblemKind_PROBLEM_KIND_INVALID_LINE:      confaudit.DroppedLine,
-	typev1.ProblemKind_PROBLEM_KIND_WILDCARD_RULE:     confaudit.WildcardRule,
-	typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED:        confaudit.PrivilegedGPU,
-	typev1.ProblemKind_PROBLEM_KIND_ENTRY_IN_SNAPSHOT: confaudit.Rollback,
-	typev1.ProblemKind_PROBLEM_KIND_ENTRY_IN_PENDING:  confaudit.RawInPending,
-	typev1.ProblemKind_PROBLEM_KIND_MODE_CONFLICT:     confaudit.NoStart,
-	typev1.ProblemKind_PROBLEM_KIND_NO_EFFECT:         confaudit.NoEffect,
+// covered says which findings in a conf's bytes say the same as a problem that is about the same line, or for what stands
+// in a snapshot or is pending, the same section.
+var covered = map[typev1.ProblemKind][]confaudit.Kind{
+	typev1.ProblemKind_PROBLEM_KIND_HIDDEN_LINE:       {confaudit.HiddenLineEnd, confaudit.OddBytes},
+	typev1.ProblemKind_PROBLEM_KIND_INVALID_LINE:      {confaudit.DroppedLine, confaudit.LostSection, confaudit.NoStart},
+	typev1.ProblemKind_PROBLEM_KIND_WILDCARD_RULE:     {confaudit.WildcardRule, confaudit.HostPath},
+	typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED:        {confaudit.PrivilegedGPU},
+	typev1.ProblemKind_PROBLEM_KIND_MODE_CONFLICT:     {confaudit.NoStart},
+	typev1.ProblemKind_PROBLEM_KIND_NO_EFFECT:         {confaudit.NoEffect},
+	typev1.ProblemKind_PROBLEM_KIND_ENTRY_IN_SNAPSHOT: {confaudit.Rollback},
+	typev1.ProblemKind_PROBLEM_KIND_ENTRY_IN_PENDING:  {confaudit.RawInPending},
 }
 
 // remarksOf returns what there is to say about a conf, by line and the worst first: what stands in its bytes, the
-// problems that passthrough has with it, and what Proxmox's parser warns of. What was said is not said again.
+// problems that passthrough has with it, and the lines that Proxmox loses. What was said is not said again.
 func remarksOf(f *pveconf.File, problems []*typev1.Problem) []remark {
+	found := confaudit.Findings(f)
 	all := []remark{}
 	add := func(line int, section string, severity confaudit.Severity, kind, message, advice string) {
 		all = append(all, remark{line, section, severity.String(), kind, message, advice, severity})
 	}
-	for _, x := range confaudit.Findings(f) {
+	for _, x := range found {
 		add(x.Line, x.Section, x.Severity, x.Kind.String(), x.Message, x.Advice)
 	}
-	said := func(line int, kind, message string) bool {
-		return slices.ContainsFunc(all, func(r remark) bool {
-			return r.Line == line && (r.Kind == kind || r.Message == message)
+	said := func(line int, section string, kinds []confaudit.Kind) bool {
+		return slices.ContainsFunc(found, func(x confaudit.Finding) bool {
+			return slices.Contains(kinds, x.Kind) && (x.Line == line || section != "" && x.Section == section)
 		})
 	}
 	for _, p := range problems {
-		kind := strings.ReplaceAll(word(p.GetKind()), " ", "-")
-		if same, ok := covered[p.GetKind()]; ok && said(int(p.GetLine()), same.String(), p.GetMessage()) {
-			continue
+		line := int(p.GetLine())
+		if section := sectionAt(f, line); !said(line, section, covered[p.GetKind()]) {
+			add(line, section, severityOf(p.GetKind()), strings.ReplaceAll(word(p.GetKind()), " ", "-"), p.GetMessage(),
+				cmp.Or(p.GetAdvice(), "an apply mends it"))
 		}
-		add(int(p.GetLine()), sectionAt(f, int(p.GetLine())), severityOf(p.GetKind()), kind, p.GetMessage(),
-			cmp.Or(p.GetAdvice(), "an apply mends it"))
 	}
-	for _, w := range f.Warnings() {
-		if a := aboutLines[w.Kind]; !said(w.Line, a.kind, w.Text) {
-			add(w.Line, sectionAt(f, w.Line), a.severity, a.kind, w.Text, a.advice)
+	for _, w := range f.Warnings() { // findings are about the other kinds
+		section := sectionAt(f, w.Line)
+		switch {
+		case w.Kind == pveconf.WarningLost && !said(w.Line, "", []confaudit.Kind{confaudit.RawInPending, confaudit.LostSection}):
+			add(w.Line, section, confaudit.Warning, "lost-line", w.Text, "correct the line or remove it")
+		case w.Kind == pveconf.WarningStart && !said(w.Line, "", []confaudit.Kind{confaudit.NoStart}):
+			add(w.Line, section, confaudit.Warning, confaudit.NoStart.String(), w.Text, "correct the line")
 		}
 	}
 	slices.SortStableFunc(all, func(a, b remark) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(b.severity, a.severity))
 	})
 	return all
-}
-
-// aboutLines says what to make of a warning of the parser that no finding is about.
-var aboutLines = map[pveconf.WarningKind]struct {
-	kind     string
-	severity confaudit.Severity
-	advice   string
-}{
-	pveconf.WarningInvalid:   {confaudit.DroppedLine.String(), confaudit.Warning, "correct the line or remove it"},
-	pveconf.WarningValue:     {"odd-value", confaudit.Warning, "correct the line"},
-	pveconf.WarningHidden:    {confaudit.HiddenLineEnd.String(), confaudit.Danger, "remove the line; find out who wrote it"},
-	pveconf.WarningLost:      {"lost-line", confaudit.Warning, "correct the line or remove it"},
-	pveconf.WarningMisplaced: {"misplaced-line", confaudit.Warning, "correct the header above it, or move the line"},
-	pveconf.WarningStart:     {confaudit.NoStart.String(), confaudit.Warning, "correct the line"},
-	pveconf.WarningFatal:     {confaudit.Unreadable.String(), confaudit.Warning, "correct the line: until then pct can do nothing with the container"},
 }
 
 // severityOf ranks a problem: a hidden line is an attack, and some are only worth knowing.

@@ -258,7 +258,7 @@ const (
 	conf901    = "arch: amd64\ncores: 2\nhostname: cuda\nmemory: 2048\nunprivileged: 1\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n"
 	conf901Old = "arch: amd64\ncores: 2\nhostname: cuda\nmemory: 2048\nunprivileged: 1\n"
 	// conf912 is what somebody leaves who wants to run a program on the node.
-	conf912 = "cores: many\nnonsense\nunprivileged: 1\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nlxc.hook.pre-start: /root/\x1b[2Jx\n" +
+	conf912 = "cores: many\nnonsense\nunprivileged: 1\narch: amd64\nostype: debian\nrootfs: a:b\nlxc.environment: LANG=C\rlxc.hook.pre-start = /x\nlxc.hook.pre-start: /root/\x1b[2Jx\n" +
 		"lxc.cgroup2.devices.allow: c 195:* rwm\n\n[\x1b]\n[before]\nlxc.hook.mount: /y\n"
 )
 
@@ -273,7 +273,7 @@ func (f *fake) GetContainer(_ context.Context, r *controllerv1.GetContainerReque
 		"lxc.cgroup2.devices.allow", "c 195:0 rwm"), Snapshots: []string{"final-form"}}
 	switch r.GetCtid() {
 	case 900:
-		answer = &controllerv1.GetContainerResponse{Container: cs[0], Conf: []byte("template: 1\nunprivileged: 1\n")}
+		answer = &controllerv1.GetContainerResponse{Container: cs[0], Conf: []byte("arch: amd64\nostype: debian\nrootfs: a:b\ntemplate: 1\nunprivileged: 1\n")}
 	case 912:
 		answer = &controllerv1.GetContainerResponse{Container: cs[3], Conf: []byte(conf912)}
 	case 913:

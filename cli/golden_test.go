@@ -58,7 +58,7 @@ func TestOutput(t *testing.T) {
 		{"conf show effective old agent", &fake{old: true}, "conf show 901 --effective"},
 		{"conf audit", &fake{}, "conf audit"},
 		{"conf audit in colour", &fake{}, "conf audit --color always"},
-		{"conf audit one", &fake{}, "conf audit 901"},
+		{"conf audit one", &fake{}, "conf audit 900"},
 		{"conf audit gone", &fake{}, "conf audit 901 913"},
 		{"conf audit unreachable", &fake{unreachable: away}, "conf audit --node pve1"},
 		{"conf audit files", &fake{}, "conf audit --files testdata/conf/ordinary.conf testdata/conf/hostile.conf testdata/conf/none.conf"},
