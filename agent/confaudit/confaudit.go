@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pveconf"
@@ -69,8 +71,32 @@ func Findings(f *pveconf.File) []Finding {
 			}
 		}
 	}
+	for i, found := range all {
+		all[i].Message = printable(found.Message)
+	}
 	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(a.Line, b.Line) })
 	return all
+}
+
+// maxMessage is the greatest length of a message in bytes, or a little more.
+const maxMessage = 500
+
+// printable returns a message as one that a terminal can be trusted with: what a conf says stands in it.
+func printable(message string) string {
+	var b strings.Builder
+	for i, r := range message {
+		switch {
+		case b.Len() > maxMessage:
+			return b.String() + "…"
+		case r == utf8.RuneError && !strings.HasPrefix(message[i:], string(utf8.RuneError)):
+			fmt.Fprintf(&b, `\x%02x`, message[i])
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 const pendingName = "pve:pending"

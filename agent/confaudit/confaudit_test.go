@@ -198,6 +198,11 @@ var tests = []struct {
 		"6 warning host-device: dev1 lets the container read all of /dev/nvme0n1p2 of the node",
 		"7 danger host-device: dev2 gives the container /dev/mem of the node, past every file system on it",
 	}},
+	{"a path that a terminal would obey, and a long one", user + "mp0: /etc/\u001b[2J'\\\\\u00e9\xe9,mp=/a\nlxc.hook.stop: /" + strings.Repeat("x", 600) + "\n", []string{
+		"5 warning odd-bytes: the value of mp0 is not UTF-8: \"/etc/\\x1b[2J'\\\\\\\\é\\xe9,mp=/a\"",
+		"5 warning host-path: mp0 gives the container /etc/\\x1b[2J'\\\\é\\xe9, settings of the node, to write to",
+		`6 danger hook: the stop hook "/` + strings.Repeat("x", 485) + "…",
+	}},
 	{"the node's network", user + "lxc.net.0.type: none\nlxc.net.1.type: phys\nlxc.net.2.type: veth\n", []string{
 		"5 warning host-network: the container has the network of the node, with every service that listens on it alone",
 		"6 warning host-network: the container takes a network interface away from the node",

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -84,7 +85,8 @@ func FuzzFindings(f *testing.F) {
 		lines, last := strings.Count(string(b), "\n")+1, 0
 		dangers := map[int]bool{}
 		for _, found := range findings {
-			if found.Line < last || found.Line > lines || found.Message == "" || found.Advice == "" {
+			if found.Line < last || found.Line > lines || found.Message == "" || found.Advice == "" ||
+				strings.ContainsFunc(found.Message, func(r rune) bool { return !unicode.IsPrint(r) }) || len(found.Message) > 600 {
 				t.Errorf("audit of %q: %+v", b, found)
 			}
 			last = found.Line
