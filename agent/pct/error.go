@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// What pct's output told; an [*Error] wraps at most one of them, or a [*LockedError].
+// What pct's output told; an [*Error] wraps at most one of them, or a [*LockedError], [*HookError] or [*DeviceError].
 var (
 	ErrStopTimeout = errors.New("container did not stop")
 	ErrRunning     = errors.New("container is already running")
@@ -18,7 +18,33 @@ var (
 	ErrTemplate    = errors.New("container is a template")
 	ErrLockTimeout = errors.New("another process holds Proxmox's lock on the conf")
 	ErrNoQuorum    = errors.New("node has no quorum")
+	ErrHA          = errors.New("Proxmox's HA stack refused the request")
+	ErrStartFailed = errors.New("LXC could not start the container")
 )
+
+// A HookError says that the container's hookscript refused, so that nothing was started.
+type HookError struct {
+	CTID  int32
+	Phase string // "pre-start"
+}
+
+func (e *HookError) Error() string {
+	return fmt.Sprintf("hookscript of CTID %d failed in its phase %s", e.CTID, e.Phase)
+}
+
+// A DeviceError says that the node lacks the device of a devN entry, so that the container cannot start.
+type DeviceError struct {
+	CTID int32
+	Path string
+	File bool // there is something, but no device
+}
+
+func (e *DeviceError) Error() string {
+	if e.File {
+		return fmt.Sprintf("%s, which a devN of CTID %d gives, is no device on the node", e.Path, e.CTID)
+	}
+	return fmt.Sprintf("the node has no %s, which a devN of CTID %d gives", e.Path, e.CTID)
+}
 
 // A LockedError says that the conf holds `lock: Lock`: an operation of Proxmox is under way, or crashed.
 type LockedError struct {
@@ -37,6 +63,7 @@ type Error struct {
 	CTID    int32
 	Code    int    // exit status; -1 if it did not run or was ended by a signal. Proxmox gives it no meaning
 	Output  string // stdout and stderr together, the last 1 MiB; not always UTF-8
+	Log     string // end of what LXC said on the container's start, at most 4 KiB; only if Output lacks it
 
 	signal syscall.Signal
 	cause  error
@@ -63,6 +90,9 @@ func (e *Error) Error() string {
 				fmt.Fprintf(&b, "; %q", line)
 			}
 		}
+	}
+	if e.Log != "" {
+		fmt.Fprintf(&b, "; LXC's log ends with %q", lastLine(e.Log))
 	}
 	return b.String()
 }
@@ -120,7 +150,15 @@ var causes = []struct {
 	{"you can't start a CT if it's a template", ErrTemplate},
 	{"can't lock file '", ErrLockTimeout},
 	{"cluster not ready - no quorum?", ErrNoQuorum},
+	{"command 'ha-manager ", ErrHA}, // then the arguments and how it ended
+	{"startup for container '%d' failed", ErrStartFailed},
 }
+
+var (
+	hookText   = regexp.MustCompile(`^hookscript error for [0-9]+ on ([a-z-]+): `)
+	deviceText = regexp.MustCompile(`^Device (/.*) does not exist$`)
+	fileText   = regexp.MustCompile(`^(/.*) is not a device$`)
+)
 
 // causeOf finds what the output of a failed command tells, nil if nothing known. Only the last line is believed: it
 // is pct's own, those above may be from hooks or from the container.
@@ -128,6 +166,15 @@ func causeOf(ctid int32, output string) error {
 	line := strings.TrimPrefix(lastLine(output), "trying to acquire lock...")
 	if m := lockedText.FindStringSubmatch(line); m != nil {
 		return &LockedError{CTID: ctid, Lock: m[1]}
+	}
+	if m := hookText.FindStringSubmatch(line); m != nil {
+		return &HookError{CTID: ctid, Phase: m[1]}
+	}
+	if m := deviceText.FindStringSubmatch(line); m != nil {
+		return &DeviceError{CTID: ctid, Path: m[1]}
+	}
+	if m := fileText.FindStringSubmatch(line); m != nil {
+		return &DeviceError{CTID: ctid, Path: m[1], File: true}
 	}
 	for _, c := range causes {
 		if strings.HasPrefix(line, strings.ReplaceAll(c.text, "%d", strconv.Itoa(int(ctid)))) {

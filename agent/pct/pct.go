@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -18,34 +21,106 @@ import (
 // Every error of a command that ran is an [*Error]. The context ends a command with SIGTERM, which pct passes on
 // to its worker. The worker may have done its work all the same: look at the container.
 //
-// On a container that is managed by Proxmox's HA stack, success means only that the request was accepted.
+// On a container that is managed by Proxmox's HA stack, success means only that the request was accepted; [Runner.Run]
+// tells.
 type Runner struct {
 	Path string // of pct; empty means /usr/sbin/pct
+	Dir  string // where Proxmox keeps what LXC says on a start; empty means /run/pve
 	// How long pct may take to end after SIGTERM, and how long children of it may keep its output open after its
 	// end; 0 means 10 s. Then pct is killed, but its worker goes on, and keeps Proxmox's lock until it is done.
 	Grace time.Duration
 }
 
+// An Action is what pct is to do.
+type Action struct {
+	Command string        // "start", "shutdown" or "stop"
+	Timeout time.Duration // of a shutdown, rounded up to whole seconds
+}
+
+// Done is how a command ended that succeeded.
+type Done struct {
+	Requested bool   // the HA stack was asked to do it and has not done it yet
+	Warnings  string // the task's output if it ended with warnings, the last 1 MiB
+}
+
 // Start starts a container and waits until it runs. Look at the container afterwards: pct cannot always tell.
 func (r Runner) Start(ctx context.Context, ctid int32) error {
-	return r.run(ctx, ctid, "start", strconv.Itoa(int(ctid)))
+	_, err := r.Run(ctx, ctid, Action{Command: "start"})
+	return err
 }
 
 // Shutdown asks the container's init to shut down and returns after the end of the container, when Proxmox has
 // rewritten its conf. If it still runs after timeout, which is rounded up to whole seconds, the error is an
 // [ErrStopTimeout]. Giving up can take twice the timeout and 10 s more.
 func (r Runner) Shutdown(ctx context.Context, ctid int32, timeout time.Duration) error {
-	seconds := max(1, int64((timeout+time.Second-1)/time.Second))
-	return r.run(ctx, ctid, "shutdown", strconv.Itoa(int(ctid)), "--timeout", strconv.FormatInt(seconds, 10))
+	_, err := r.Run(ctx, ctid, Action{Command: "shutdown", Timeout: timeout})
+	return err
 }
 
 // Stop kills the container's processes and returns after the end of the container, when Proxmox has rewritten its
 // conf.
 func (r Runner) Stop(ctx context.Context, ctid int32) error {
-	return r.run(ctx, ctid, "stop", strconv.Itoa(int(ctid)))
+	_, err := r.Run(ctx, ctid, Action{Command: "stop"})
+	return err
 }
 
-func (r Runner) run(ctx context.Context, ctid int32, args ...string) error {
+// Run does what Start, Shutdown and Stop do, and tells how.
+func (r Runner) Run(ctx context.Context, ctid int32, a Action) (Done, error) {
+	args := []string{a.Command, strconv.Itoa(int(ctid))}
+	if a.Command == "shutdown" {
+		seconds := max(1, int64((a.Timeout+time.Second-1)/time.Second))
+		args = append(args, "--timeout", strconv.FormatInt(seconds, 10))
+	}
+	begin := time.Now()
+	output, err := r.run(ctx, ctid, args...)
+	if e, ok := errors.AsType[*Error](err); ok {
+		if a.Command == "start" && !strings.Contains(e.Output, "startup for container") {
+			e.Log = r.StartLog(ctid, begin)
+		}
+		return Done{}, err
+	}
+	var done Done
+	last := lastLine(output)
+	done.Requested = requestText.MatchString(last)
+	if warningsText.MatchString(last) {
+		done.Warnings = output
+	}
+	return done, nil
+}
+
+// What pct prints last when it succeeded in a way of its own.
+var (
+	requestText  = regexp.MustCompile(`^Requesting HA (start|stop) for CT [0-9]+$`)
+	warningsText = regexp.MustCompile(`^Task finished with [0-9]+ warning\(s\)!$`)
+)
+
+// maxLog is how much of LXC's log is kept, from its end.
+const maxLog = 4 << 10
+
+// StartLog returns the end of what LXC said on the container's last start (systemd puts its stderr there), at most 4 KiB,
+// if that began after since; empty if there is none. A container that comes up and dies at once may say why here.
+func (r Runner) StartLog(ctid int32, since time.Time) string {
+	dir := r.Dir
+	if dir == "" {
+		dir = "/run/pve"
+	}
+	f, err := os.Open(fmt.Sprintf("%s/ct-%d.stderr", dir, ctid))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.ModTime().Before(since.Truncate(time.Second)) {
+		return ""
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-maxLog), maxLog))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (r Runner) run(ctx context.Context, ctid int32, args ...string) (string, error) {
 	path := r.Path
 	if path == "" {
 		path = "/usr/sbin/pct"
@@ -69,22 +144,22 @@ func (r Runner) run(ctx context.Context, ctid int32, args ...string) error {
 
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
-		return nil // pct succeeded; something that it left behind, a hookscript's child say, keeps its output open
+		return output.String(), nil // pct succeeded; something that it left behind, a hookscript's child say, keeps its output open
 	}
 	if err == nil {
-		return nil
+		return output.String(), nil
 	}
 	e := &Error{Command: args[0], CTID: ctid, Code: -1, Output: output.String()}
 	if cmd.ProcessState == nil {
 		e.cause = err
-		return e
+		return "", e
 	}
 	e.Code = cmd.ProcessState.ExitCode()
 	e.signal = signalOf(cmd.ProcessState)
 	if e.cause = ctx.Err(); e.cause == nil {
 		e.cause = causeOf(ctid, e.Output)
 	}
-	return e
+	return "", e
 }
 
 func signalOf(state *os.ProcessState) syscall.Signal {

@@ -92,6 +92,12 @@ func TestFailures(t *testing.T) {
 			`pct start 106: exit status 255: container is not running: "CT 106 not running"`},
 		{"lock held", 107, pct.ErrLockTimeout,
 			`pct start 107: exit status 255: another process holds Proxmox's lock on the conf: "trying to acquire lock...can't lock file '/run/lock/lxc/pve-config-107.lock' - got timeout"`},
+		{"HA stack refuses", 113, pct.ErrHA,
+			`pct start 113: exit status 255: Proxmox's HA stack refused the request: "command 'ha-manager set ct:113 --state started' failed: exit code 255"`},
+		{"mount entry without source", 115, pct.ErrStartFailed,
+			`pct start 115: exit status 255: LXC could not start the container: "startup for container '115' failed"; ` +
+				`"mount_entry: 2182 No such file or directory - Failed to mount \"/dev/nvidia9\" on \"/usr/lib/x86_64-linux-gnu/lxc/rootfs/dev/nvidia9\""; ` +
+				`"lxc_setup: 3897 Failed to setup mount entries"; "do_start: 1272 Failed to setup container \"115\""`},
 		{"no quorum", 108, pct.ErrNoQuorum,
 			`pct start 108: exit status 255: node has no quorum: "cluster not ready - no quorum?"`},
 	} {
@@ -118,6 +124,104 @@ func TestLocked(t *testing.T) {
 	}
 }
 
+func TestHookFails(t *testing.T) {
+	err := runner(t).Start(t.Context(), 110)
+	e, ok := errors.AsType[*pct.HookError](err)
+	if !ok || *e != (pct.HookError{CTID: 110, Phase: "pre-start"}) {
+		t.Errorf("error %v", err)
+	}
+	if want := `pct start 110: exit status 255: hookscript of CTID 110 failed in its phase pre-start: ` +
+		`"hookscript error for 110 on pre-start: command '/var/lib/vz/snippets/gpu.sh 110 pre-start' failed: exit code 2"`; err.Error() != want {
+		t.Errorf("error %s\nwant  %s", err, want)
+	}
+}
+
+func TestDeviceMissing(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		want pct.DeviceError
+		text string
+	}{
+		{"missing", pct.DeviceError{CTID: 111, Path: "/dev/nvidia7"},
+			`pct start 111: exit status 255: the node has no /dev/nvidia7, which a devN of CTID 111 gives: "Device /dev/nvidia7 does not exist"`},
+		{"something else", pct.DeviceError{CTID: 112, Path: "/dev/nvidia7", File: true},
+			`pct start 112: exit status 255: /dev/nvidia7, which a devN of CTID 112 gives, is no device on the node: "/dev/nvidia7 is not a device"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			err := runner(t).Start(t.Context(), test.want.CTID)
+			if e, ok := errors.AsType[*pct.DeviceError](err); !ok || *e != test.want || err.Error() != test.text {
+				t.Errorf("error %v\nwant  %s", err, test.text)
+			}
+		})
+	}
+}
+
+// Success of pct is not always the thing done.
+func TestDone(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		ctid   int32
+		action pct.Action
+		want   pct.Done
+	}{
+		{"done", 100, pct.Action{Command: "start"}, pct.Done{}},
+		{"start requested", 114, pct.Action{Command: "start"}, pct.Done{Requested: true}},
+		{"stop requested", 114, pct.Action{Command: "stop"}, pct.Done{Requested: true}},
+		{"shutdown requested", 114, pct.Action{Command: "shutdown", Timeout: time.Minute}, pct.Done{Requested: true}},
+		{"with warnings", 116, pct.Action{Command: "start"}, pct.Done{Warnings: "can't activate LV '/dev/pve/vm-116-disk-0'\nTask finished with 1 warning(s)!\n"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got, err := runner(t).Run(t.Context(), test.ctid, test.action); err != nil || got != test.want {
+				t.Errorf("%+v, %v, want %+v", got, err, test.want)
+			}
+		})
+	}
+}
+
+// Where pct itself says nothing, LXC's own words are looked for.
+func TestStartLog(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "pct")
+	path, err := filepath.Abs("testdata/pct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// pct's environment is fixed.
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexport PHOENIX_PCT_RUN="+dir+"\nexec "+path+" \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := pct.Runner{Path: program, Dir: dir}
+	begin := time.Now()
+	err = r.Start(t.Context(), 117)
+	if want := `pct start 117: exit status 255; LXC's log ends with "lxc_start: 842 Received container state \"ABORTING\" instead of \"RUNNING\"\x1b[2J"`; err == nil || strings.Replace(err.Error(), ": ;", ";", 1) != want {
+		t.Errorf("error %v\nwant  %s", err, want)
+	}
+	err = r.Start(cancelWhenReady(t), 118)
+	if e, ok := errors.AsType[*pct.Error](err); !ok || e.Log != "__lxc_start: 2034 waiting" || !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want the log", err)
+	}
+	if got := r.StartLog(118, begin); got != "__lxc_start: 2034 waiting" {
+		t.Errorf("log %q", got)
+	}
+	if got := r.StartLog(118, time.Now().Add(time.Hour)); got != "" {
+		t.Errorf("log of an earlier start %q, want none", got)
+	}
+	if got := r.StartLog(119, begin); got != "" {
+		t.Errorf("log that is not there %q, want none", got)
+	}
+	if err := os.WriteFile(dir+"/ct-120.stderr", []byte(strings.Repeat("x", 5000)+"end\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.StartLog(120, begin); len(got) != 4<<10-1 || !strings.HasSuffix(got, "xend") {
+		t.Errorf("%d bytes of a long log that end with %q", len(got), got[max(0, len(got)-10):])
+	}
+	// A start that is refused has none of its own.
+	e, ok := errors.AsType[*pct.Error](r.Start(t.Context(), 101))
+	if !ok || e.Log != "" {
+		t.Errorf("error %+v, want no log", e)
+	}
+}
+
 // What a hook or the container prints is not believed.
 func TestUnknownFailure(t *testing.T) {
 	err := runner(t).Start(t.Context(), 109)
@@ -128,7 +232,7 @@ func TestUnknownFailure(t *testing.T) {
 	if !ok || !strings.HasPrefix(e.Output, "run_buffer: 571 Script exited with status 2\n") {
 		t.Errorf("output %+v", e)
 	}
-	if want := `pct start 109: exit status 255: "startup for container '109' failed"; ` +
+	if want := `pct start 109: exit status 255: LXC could not start the container: "startup for container '109' failed"; ` +
 		`"run_buffer: 571 Script exited with status 2"; "lxc_init: 845 Failed to initialize container \"109\""; ` +
 		`"__lxc_start: 2034 Failed to initialize container \"109\""`; err.Error() != want {
 		t.Errorf("error %s\nwant  %s", err, want)
