@@ -2,7 +2,6 @@ package bench_test
 
 import (
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 )
@@ -11,61 +10,89 @@ import (
 // inside. For Phoenix that is an apply, which opens every device besides.
 func (m *measuring) apply(t *testing.T, h *host) {
 	h.writeScripts()
-	n := len(h.ctids)
-	// turn does the work for the other GPU and checks it.
-	turn := func(who string, work func(gpu int) time.Duration) func() []time.Duration {
-		return func() []time.Duration {
-			h.assign(1 - h.gpu)
-			took := work(h.gpu)
-			h.check(t, who)
-			return []time.Duration{took}
-		}
-	}
-	ordered := func(o func(gpu int) order) func(gpu int) time.Duration {
-		return func(gpu int) time.Duration { return h.inside(t, o(gpu)).Took[0] }
-	}
-	loop := func(stop, start []string) func(gpu int) time.Duration {
-		return ordered(func(gpu int) order {
-			return order{Steps: &steps{CTIDs: h.ctids, GPU: gpu, Stop: stop, Start: start}}
-		})
+	n, rounds := len(h.ctids), m.rounds
+	if n > 16 {
+		rounds = min(rounds, 3)
 	}
 	contestants := []*contestant{
-		{name: "raw", run: turn("raw", loop([]string{"lxc-stop", "-k", "-n"}, []string{"lxc-start", "-d", "-n"}))},
-		{name: "raw with pct", run: turn("raw with pct", loop([]string{"pct", "stop"}, []string{"pct", "start"}))},
-		{name: "bash loop", run: turn("the bash loop", ordered(func(gpu int) order {
+		{name: "raw", run: h.turn(t, h.loop(t, []string{"lxc-stop", "-k", "-n"}, []string{"lxc-start", "-d", "-n"}))},
+		{name: "raw with pct", run: h.turn(t, h.loop(t, []string{"pct", "stop"}, []string{"pct", "start"}))},
+		{name: "bash loop", run: h.turn(t, h.ordered(t, func(gpu int) order {
 			return order{Argv: []string{"bash", prepared + "/loop", fmt.Sprint(gpu)}}.with(h.ctids)
 		}))},
 	}
-	goals := []goal{{"phoenix-cli, controller", "raw", 1.5}, {"phoenix-cli --agent", "raw", 1.5}}
+	goals := []goal{{withController, "raw", 1.5}, {withAgent, "raw", 1.5}}
 	if n > 1 {
-		contestants = append(contestants, &contestant{name: "xargs -P4", run: turn("xargs", ordered(func(gpu int) order {
+		const parallel = "xargs -P4"
+		goals = []goal{
+			{withController, parallel, 1.3}, {withController, "Ansible", 1. / 50}, {withAgent, parallel, 1.3}, {withAgent, "Ansible", 1. / 50},
+		}
+		contestants = append(contestants, &contestant{name: parallel, run: h.turn(t, h.ordered(t, func(gpu int) order {
 			return order{Argv: []string{
 				"sh", "-ec", `gpu=$1; shift; printf '%s\n' "$@" | xargs -P4 -n1 bash ` + prepared + `/loop $gpu`, "xargs", fmt.Sprint(gpu),
 			}}.with(h.ctids)
 		}))})
-		goals = nil
-		for _, name := range []string{"phoenix-cli, controller", "phoenix-cli --agent"} {
-			goals = append(goals, goal{name, "xargs -P4", 1.3}, goal{name, "Ansible", 1. / 50})
-		}
 	}
-	contestants = append(contestants,
-		&contestant{name: "phoenix-cli, controller", run: turn("phoenix-cli", func(int) time.Duration {
+	contestants = append(contestants, h.phoenix(t)...)
+	if run := m.ansible(t, h); run != nil {
+		// It takes so much longer than the others that it has fewer rounds, and the last turn in them.
+		contestants = append(contestants, &contestant{name: "Ansible", rounds: ansibleRounds, run: h.turn(t, h.ordered(t, run))})
+	}
+	defer h.profile(t, fmt.Sprintf("apply %d", n))()
+	m.measure(t, fmt.Sprintf("apply, %d changed", n), rounds, contestants, goals...)
+}
+
+// gracefully is apply with guests that shut down in their own way.
+func (m *measuring) gracefully(t *testing.T, h *host) {
+	h.patiently(func() {
+		contestants := append([]*contestant{
+			{name: "raw", run: h.turn(t, h.loop(t, []string{"lxc-stop", "--timeout", "60", "--nokill", "-n"}, []string{"lxc-start", "-d", "-n"}))},
+		}, h.phoenix(t)...)
+		m.measure(t, fmt.Sprintf("apply, %d changed, graceful stop", len(h.ctids)), m.rounds, contestants)
+	})
+}
+
+// The names of the contestants that are Phoenix as a person uses it.
+const (
+	withController = "phoenix-cli, controller"
+	withAgent      = "phoenix-cli --agent"
+)
+
+func (h *host) phoenix(t *testing.T) []*contestant {
+	return []*contestant{
+		{name: withController, run: h.turn(t, func(int) time.Duration {
 			_, took := h.must(t, "apply")
 			return took
 		})},
-		&contestant{name: "phoenix-cli --agent", run: turn("phoenix-cli --agent", func(int) time.Duration {
+		{name: withAgent, run: h.turn(t, func(int) time.Duration {
 			_, took := h.must(t, append(h.local(), "apply")...)
 			return took
 		})},
-	)
-	if run := m.ansible(t, h); run != nil {
-		// It takes a thousand times longer than the others, so it has fewer rounds, and those last in their round.
-		contestants = append(contestants, &contestant{name: "Ansible", rounds: ansibleRounds, run: turn("Ansible", ordered(run))})
 	}
-	m.measure(t, fmt.Sprintf("apply, %d changed", n), m.rounds, contestants, goals...)
 }
 
-// writeScripts writes what a person would write.
+// turn is one round of a contestant: it does the work for the other GPU, and what came of it is checked.
+func (h *host) turn(t *testing.T, work func(gpu int) time.Duration) func() []time.Duration {
+	return func() []time.Duration {
+		h.assign(1 - h.gpu)
+		took := work(h.gpu)
+		h.check(t)
+		return []time.Duration{took}
+	}
+}
+
+// ordered is work that the worker does.
+func (h *host) ordered(t *testing.T, of func(gpu int) order) func(gpu int) time.Duration {
+	return func(gpu int) time.Duration { return h.inside(t, of(gpu)).Took[0] }
+}
+
+func (h *host) loop(t *testing.T, stop, start []string) func(gpu int) time.Duration {
+	return h.ordered(t, func(gpu int) order {
+		return order{Steps: &steps{CTIDs: h.ctids, GPU: gpu, Stop: stop, Start: start}}
+	})
+}
+
+// writeScripts writes what a person would write instead.
 func (h *host) writeScripts() {
 	h.write(h.node.Dir()+prepared+"/loop", `set -e
 gpu=$1; shift
@@ -103,7 +130,5 @@ func (m *measuring) pctCalls(t *testing.T, h *host) {
 		calls := h.node.PctCalls()
 		m.addCount("pct started", c.name, len(calls), c.most)
 	}
-	h.must(t, "apply")
-	h.check(t, "counting")
-	slices.Sort(h.ctids)
+	h.check(t)
 }

@@ -19,7 +19,7 @@ var (
 	rounds     = flag.Int("rounds", 10, "rounds of each case, with -full")
 	containers = flag.String("containers", "1,16", "how many containers to apply at once, ascending, with -full")
 	readme     = flag.String("readme", "", "also write the table into this `FILE`, between its markers")
-	profiles   = flag.String("profiles", "", "write CPU profiles of agent, controller and phoenix-cli to this `DIR`")
+	profiles   = flag.String("profiles", "", "also write CPU profiles of agent, controller and phoenix-cli to this `DIR`; `go tool pprof` reads them")
 )
 
 func TestMain(m *testing.M) {
@@ -49,6 +49,7 @@ func TestBench(t *testing.T) {
 			if i > 0 {
 				continue
 			}
+			t.Run("apply gracefully", func(t *testing.T) { m.gracefully(t, h) })
 			t.Run("pct", func(t *testing.T) { m.pctCalls(t, h) })
 			t.Run("exec", func(t *testing.T) { m.exec(t, h) })
 			t.Run("stream", func(t *testing.T) { m.stream(t, h) })

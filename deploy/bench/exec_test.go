@@ -41,11 +41,11 @@ func (m *measuring) exec(t *testing.T, h *host) {
 		{name: "lxc-attach", run: inside(attach...)},
 		{name: "call, agent", run: repeated(func() time.Duration { return execAtAgent(t, agent, ctid) })},
 		{name: "call, controller", run: repeated(func() time.Duration { return execAtController(t, controller, ctid) })},
-		{name: "phoenix-cli, controller", run: repeated(func() time.Duration {
+		{name: withController, run: repeated(func() time.Duration {
 			_, took := h.must(t, "exec", fmt.Sprint(ctid), "true")
 			return took
 		})},
-		{name: "phoenix-cli --agent", run: repeated(func() time.Duration {
+		{name: withAgent, run: repeated(func() time.Duration {
 			_, took := h.must(t, append(h.local(), "exec", fmt.Sprint(ctid), "true")...)
 			return took
 		})},
@@ -53,6 +53,7 @@ func (m *measuring) exec(t *testing.T, h *host) {
 	if ssh := h.startSSH(t); !m.small && ssh != nil {
 		contestants = append(contestants, &contestant{name: "ssh, connection kept", run: inside(append(ssh, attach...)...)})
 	}
+	defer h.profile(t, "exec")()
 	m.measure(t, "exec of true", m.rounds, contestants,
 		goal{"call, agent", "lxc-attach", 1.25}, goal{"call, controller", "lxc-attach", 1.25})
 }
@@ -142,13 +143,14 @@ func (m *measuring) stream(t *testing.T, h *host) {
 			a := h.inside(t, order{Argv: append([]string{"lxc-attach", "-n", ctid, "--clear-env", "--"}, dd...), Pipe: true})
 			return all(a.Bytes, a.Took[0])
 		}},
-		{name: "phoenix-cli, controller", run: func() []time.Duration {
+		{name: withController, run: func() []time.Duration {
 			return all(h.piped(t, append([]string{"exec", ctid, "--"}, dd...)...))
 		}},
-		{name: "phoenix-cli --agent", run: func() []time.Duration {
+		{name: withAgent, run: func() []time.Duration {
 			return all(h.piped(t, append(append(h.local(), "exec", ctid, "--"), dd...)...))
 		}},
 	}
+	defer h.profile(t, "stream")()
 	first := len(m.table.Rows)
 	m.measure(t, fmt.Sprintf("stream of %d MiB", sizeMiB), rounds, contestants)
 	for i, c := range contestants {

@@ -47,6 +47,9 @@ func newHost(t *testing.T) *host {
 	if _, err := fmt.Fprintf(f, "fleet_file: %q\n", h.fleet); err != nil {
 		t.Fatal(err)
 	}
+	if *profiles != "" {
+		h.profiled()
+	}
 	h.node.StartAgent()
 	h.StartController()
 	h.startWorker()
@@ -102,16 +105,21 @@ func (h *host) inside(t *testing.T, o order) answer {
 	return a
 }
 
-// setContainers sees that the fleet and the node have n containers, and prepares their confs for each GPU: as Phoenix
-// makes them, so that everybody ends up with the same.
+// setContainers sees that the fleet and the node have n containers.
 func (h *host) setContainers(n int) {
 	h.t.Helper()
 	for len(h.ctids) < n {
 		ctid := int32(901 + len(h.ctids))
 		h.ctids = append(h.ctids, ctid)
-		h.node.Add(ctid, conf(ctid))
+		h.node.Add(ctid, conf(ctid)+killedAtOnce)
 		h.node.Must("pct", "start", fmt.Sprint(ctid))
 	}
+	h.prepare()
+}
+
+// prepare makes ready the confs for each GPU: as Phoenix makes them, so that everybody ends up with the same.
+func (h *host) prepare() {
+	h.t.Helper()
 	for _, gpu := range []int{1, 0} {
 		h.assign(gpu)
 		h.must(h.t, "apply")
@@ -121,12 +129,32 @@ func (h *host) setContainers(n int) {
 	}
 }
 
-// conf is that of a container which stops as fast as by a kill when it is asked to shut down, for that is what the other
-// contestants do: how long a guest takes to shut down is its own affair.
+// patiently has the containers shut down in their own way and time while fn runs.
+func (h *host) patiently(fn func()) {
+	h.t.Helper()
+	swap := func(from, to string) {
+		for _, ctid := range h.ctids {
+			id := fmt.Sprint(ctid)
+			h.node.Must("pct", "stop", id)
+			h.node.SetConf(ctid, strings.Replace(h.node.Conf(ctid), from, to, 1))
+			h.node.Must("pct", "start", id)
+		}
+		h.prepare()
+	}
+	swap(killedAtOnce, "")
+	fn()
+	swap("\nlxc.", "\n"+killedAtOnce+"lxc.")
+}
+
+// conf is that of an unprivileged container without GPU.
 func conf(ctid int32) string {
 	return fmt.Sprintf("arch: amd64\ncores: 1\nhostname: ct%[1]d\nmemory: 64\nostype: debian\n"+
-		"rootfs: local:%[1]d/vm-%[1]d-disk-0.raw,size=8G\nswap: 0\nunprivileged: 1\nlxc.signal.halt: SIGKILL\n", ctid)
+		"rootfs: local:%[1]d/vm-%[1]d-disk-0.raw,size=8G\nswap: 0\nunprivileged: 1\n", ctid)
 }
+
+// killedAtOnce has a container end by a kill when it is asked to shut down. For kill is what the other contestants do: how
+// long a guest takes to shut down is its own affair.
+const killedAtOnce = "lxc.signal.halt: SIGKILL\n"
 
 // assign writes the fleet file: every container gets this GPU.
 func (h *host) assign(gpu int) {
@@ -208,7 +236,7 @@ func (h *host) piped(t *testing.T, args ...string) (n int64, took time.Duration)
 
 // check sees that every container reaches the GPU that it is to have, and no other. A made-up GPU has no driver: one that
 // can be reached answers ENXIO.
-func (h *host) check(t *testing.T, who string) {
+func (h *host) check(t *testing.T) {
 	t.Helper()
 	const open = `for i in 0 1; do
 		p=/dev/nvidia$i
@@ -219,10 +247,10 @@ func (h *host) check(t *testing.T, who string) {
 	done`
 	got := h.inside(t, order{Argv: []string{
 		"sh", "-ec", `open=$1; shift; for c in "$@"; do lxc-attach -n $c --clear-env -- /bin/sh -c "$open"; done`, "check", open,
-	}, Env: nil}.with(h.ctids)).Output
+	}}.with(h.ctids)).Output
 	want := strings.Repeat([]string{"0 open\n1 absent\n", "0 absent\n1 open\n"}[h.gpu], len(h.ctids))
 	if got != want {
-		t.Fatalf("after %s the containers %v have these GPUs:\n%swant:\n%s", who, h.ctids, got, want)
+		t.Fatalf("the containers %v have these GPUs:\n%swant:\n%s", h.ctids, got, want)
 	}
 }
 

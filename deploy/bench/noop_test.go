@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"phoenix.internal/agent/agenttest"
 	"phoenix.internal/deploy/bench"
@@ -33,12 +34,13 @@ func (m *measuring) noop(t *testing.T, h *host) {
 		nodes, perNode = 2, 3
 	}
 	f := newFleet(t, h, nodes, perNode)
-	f.apply(t, f.config...) // proves the devices, once
-	f.apply(t, f.local...)
+	for _, flags := range [][]string{f.config, f.local} {
+		cli(t, f.program, append(slices.Clone(flags), "apply")...) // proves the devices, once
+	}
 	contestants := []*contestant{
 		{name: "the calls alone", run: func() []time.Duration { return []time.Duration{f.list(t)} }},
-		{name: "phoenix-cli, controller", run: func() []time.Duration { return []time.Duration{f.apply(t, f.config...)} }},
-		{name: "phoenix-cli --agent", run: func() []time.Duration { return []time.Duration{f.apply(t, f.local...)} }},
+		{name: withController, run: func() []time.Duration { return []time.Duration{f.apply(t, f.config...)} }},
+		{name: withAgent, run: func() []time.Duration { return []time.Duration{f.apply(t, f.local...)} }},
 	}
 	first := len(m.table.Rows)
 	m.measure(t, fmt.Sprintf("no-op, %d containers on %d nodes", nodes*perNode, nodes), m.rounds, contestants)
@@ -61,19 +63,18 @@ func (m *measuring) noop(t *testing.T, h *host) {
 type fleet struct {
 	nodes   []*agenttest.Node
 	calls   *calls
-	program string   // phoenix-cli
-	config  []string // its flags to work with the controller
-	local   []string // its flags to work without
-	want    string   // what it says
-	conns   []agentv1.ContainerServiceClient
-	devices []agentv1.DeviceServiceClient
+	program string             // phoenix-cli
+	config  []string           // its flags to work with the controller
+	local   []string           // its flags to work without
+	want    string             // what it says
+	conns   []*grpc.ClientConn // to the nodes
 }
 
 func newFleet(t *testing.T, h *host, nodes, perNode int) *fleet {
 	t.Helper()
 	f := &fleet{
 		calls: &calls{n: map[string]int{}}, program: h.Program("phoenix-cli"),
-		want: fmt.Sprintf("%d unchanged", nodes*perNode),
+		want: fmt.Sprintf("succeeded: %d unchanged", nodes*perNode),
 	}
 	ca := agenttest.NewCA(t)
 	var ctids []int32
@@ -90,9 +91,7 @@ func newFleet(t *testing.T, h *host, nodes, perNode int) *fleet {
 			}
 			ctids = append(ctids, ctid)
 		}
-		conn := n.Dial(t)
-		f.conns = append(f.conns, agentv1.NewContainerServiceClient(conn))
-		f.devices = append(f.devices, agentv1.NewDeviceServiceClient(conn))
+		f.conns = append(f.conns, n.Dial(t))
 		f.nodes = append(f.nodes, n)
 	}
 	dir := t.TempDir()
@@ -157,12 +156,12 @@ func (f *fleet) startController(t *testing.T, h *host, ca *agenttest.CA, dir, fl
 	})
 }
 
-// apply applies the whole fleet.
+// apply applies the whole fleet, of which nothing may change.
 func (f *fleet) apply(t *testing.T, flags ...string) time.Duration {
 	t.Helper()
 	out, took := cli(t, f.program, append(slices.Clone(flags), "apply")...)
-	if !strings.Contains(out, "succeeded: ") {
-		t.Fatalf("apply:\n%s", out)
+	if !strings.Contains(out, f.want) {
+		t.Fatalf("apply, want %s:\n%s", f.want, out)
 	}
 	return took
 }
@@ -172,12 +171,12 @@ func (f *fleet) list(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	group, ctx := errgroup.WithContext(t.Context())
-	for i := range f.nodes {
+	for _, conn := range f.conns {
 		group.Go(func() error {
-			if _, err := f.devices[i].ListDevices(ctx, &agentv1.ListDevicesRequest{}); err != nil {
+			if _, err := agentv1.NewDeviceServiceClient(conn).ListDevices(ctx, &agentv1.ListDevicesRequest{}); err != nil {
 				return err
 			}
-			_, err := f.conns[i].ListContainers(ctx, &agentv1.ListContainersRequest{})
+			_, err := agentv1.NewContainerServiceClient(conn).ListContainers(ctx, &agentv1.ListContainersRequest{})
 			return err
 		})
 	}

@@ -91,10 +91,6 @@ func (m *measuring) add(row bench.Row) {
 	}
 }
 
-func (m *measuring) note(format string, args ...any) {
-	m.table.Notes = append(m.table.Notes, fmt.Sprintf(format, args...))
-}
-
 // Nothing else should use the machine when a round begins: at most this part of it, or as little as it does within some
 // time.
 const (
@@ -170,7 +166,7 @@ func (m *measuring) addCount(name, what string, n, most int) {
 	m.add(bench.Row{Case: name, Contestant: what, P50: fmt.Sprint(n), Targets: []bench.Target{{Wanted: wanted, Got: fmt.Sprint(n), Met: n <= most}}})
 }
 
-// noteOnce is note for what several cases have to tell.
+// noteOnce adds a note, once if several cases have it.
 func (m *measuring) noteOnce(text string) {
 	if !slices.Contains(m.table.Notes, text) {
 		m.table.Notes = append(m.table.Notes, text)
