@@ -9,7 +9,7 @@ FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
 FUZZTIME ?= 10s
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz bench fmt clean deps
+.PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz bench bench-readme fmt clean deps
 
 ## help: what can be made (the default)
 help:
@@ -70,9 +70,17 @@ fuzz:
 	  done; \
 	done
 
-## bench: the benchmarks of all packages that have some
-bench:
+## bench: the benchmarks of all packages, then Phoenix against LXC, bash, xargs and Ansible (minutes; as root)
+bench: deps
 	go test -run '^$$' -bench . $$(git ls-files '*_test.go' | xargs grep -l '^func Benchmark' | xargs -n 1 dirname | sort -u | sed 's,^,./,')
+	$(COMPARE) $(BENCHFLAGS)
+
+## bench-readme: that comparison, with its table written into README.md
+bench-readme: deps
+	$(COMPARE) -readme ../../README.md $(BENCHFLAGS)
+
+# BENCHFLAGS="-containers 1,16,100 -rounds 20 -profiles /tmp/profiles", for example
+COMPARE = cd deploy/bench && go test -count=1 -timeout 30m -run '^TestBench$$' -full
 
 ## fmt: gofmt and buf format
 fmt:
