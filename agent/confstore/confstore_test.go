@@ -20,7 +20,7 @@ const conf = "arch: amd64\nhostname: trainer\nmemory: 2048\nlxc.cgroup2.devices.
 func newStore(t testing.TB) *confstore.Store {
 	t.Helper()
 	root := tempDir(t)
-	for _, dir := range []string{"pve/nodes/pve1/lxc", "pve/nodes/pve1/qemu-server", "lock"} {
+	for _, dir := range []string{"pve/nodes/pve1/lxc", "pve/nodes/pve1/qemu-server", "pve/nodes/pve2/lxc", "lock"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}

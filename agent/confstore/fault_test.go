@@ -2,6 +2,7 @@ package confstore_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -257,4 +258,86 @@ func TestDestroyedContainerStaysSo(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(s.PVE, "local/lxc/101.conf")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a destroyed container came back: %v", err)
 	}
+}
+
+// The double refuses what pmxcfs refuses (reference 5.3 to 5.6).
+func TestDoubleIsLikePmxcfs(t *testing.T) {
+	s, p := mountPVE(t)
+	confPath, dir := path(s), filepath.Dir(path(s))
+	modes := func(file, dir, root fs.FileMode) {
+		t.Helper()
+		for path, want := range map[string]fs.FileMode{confPath: file, filepath.Dir(confPath): dir, s.PVE: root, filepath.Join(s.PVE, "local"): dir} {
+			if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %v, error %v, want mode %o", path, info, err, want)
+			}
+		}
+	}
+	modes(0o640, 0o755, 0o755)
+	for _, test := range []struct {
+		name string
+		err  error
+		want syscall.Errno
+	}{
+		{"chmod 0644", syscall.Chmod(confPath, 0o644), syscall.EPERM},
+		{"chmod 0640", syscall.Chmod(confPath, 0o640), 0},
+		{"chown to another user", syscall.Chown(confPath, 1000, -1), syscall.EPERM},
+		{"chown to another group", syscall.Chown(confPath, -1, 0), syscall.EPERM},
+		{"chown to root and www-data", syscall.Chown(confPath, 0, 33), 0},
+		{"link", syscall.Link(confPath, filepath.Join(dir, "102.conf")), syscall.ENOSYS},
+		{"symlink", syscall.Symlink("101.conf", filepath.Join(dir, "102.conf")), syscall.ENOSYS},
+		{"mknod", syscall.Mknod(filepath.Join(dir, "102.conf"), syscall.S_IFREG|0o640, 0), syscall.ENOSYS},
+	} {
+		got, _ := errors.AsType[syscall.Errno](test.err)
+		// The newest kernels have EPERM for what is not implemented.
+		if got != test.want && (test.want != syscall.ENOSYS || got != syscall.EPERM) {
+			t.Errorf("%s: %v, want %v", test.name, test.err, test.want)
+		}
+	}
+	fd, err := syscall.Open(confPath, syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	p.quorum(false)
+	modes(0o440, 0o555, 0o755)
+	if _, err := syscall.Write(fd, []byte("x")); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("write without quorum: %v", err)
+	}
+	if err := syscall.Ftruncate(fd, 0); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("truncate without quorum: %v", err)
+	}
+	wantUntouched(t, s)
+}
+
+// A number exists once in the cluster: pmxcfs itself refuses to make a second guest of it, also when our temporary file is
+// there already.
+func TestMigratedDuringEdit(t *testing.T) {
+	s, _ := mountPVE(t)
+	_, err := s.Edit(t.Context(), 101, "", alice, func(f *pveconf.File) error {
+		if err := os.Rename(path(s), filepath.Join(s.PVE, "nodes/pve2/lxc/101.conf")); err != nil {
+			return err
+		}
+		return f.Set("memory", "4096")
+	})
+	if e, ok := errors.AsType[*confstore.MovedError](err); !ok || *e != (confstore.MovedError{CTID: 101, Node: "pve2"}) {
+		t.Errorf("error %v, want that it is on pve2", err)
+	}
+	fd, err := syscall.Open(path(s), syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL|syscall.O_CLOEXEC, 0o640)
+	if !errors.Is(err, syscall.EEXIST) {
+		syscall.Close(fd)
+		t.Errorf("a second guest of the number: %v", err)
+	}
+	wantFiles(t, s)
+}
+
+// The database of pmxcfs fails, because the root disk is full: every write does from then on, but reads work.
+func TestDatabaseFails(t *testing.T) {
+	s, p := mountPVE(t)
+	p.breakDatabase()
+	for range 2 {
+		if _, err := s.Edit(t.Context(), 101, "", alice, setMemory("4096")); !errors.Is(err, confstore.ErrDatabase) {
+			t.Errorf("error %v", err)
+		}
+	}
+	wantUntouched(t, s)
 }

@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,11 +106,14 @@ func (p *pmxcfs) overwrite() { p.t.Helper(); p.tell("overwrite") }
 // failAfterwards lets the next rename work and report EBUSY.
 func (p *pmxcfs) failAfterwards() { p.t.Helper(); p.tell("failAfterwards") }
 
+// breakDatabase lets every write fail from now on, as a full root disk does.
+func (p *pmxcfs) breakDatabase() { p.t.Helper(); p.tell("breakDatabase") }
+
 func (p *pmxcfs) quorum(has bool) { p.t.Helper(); p.tell("quorum %t", has) }
 
 // operations are those of FUSE (linux/fuse.h) that the double knows.
 var operations = map[uint32]string{
-	1: "lookup", 3: "getattr", 5: "readlink", 10: "unlink", 12: "rename", 14: "open", 15: "read", 16: "write",
+	1: "lookup", 3: "getattr", 4: "setattr", 5: "readlink", 10: "unlink", 12: "rename", 14: "open", 15: "read", 16: "write",
 	18: "release", 25: "flush", 26: "init", 27: "opendir", 28: "readdir", 29: "releasedir", 35: "create", 40: "poll",
 	45: "rename", // with flags
 }
@@ -125,7 +130,7 @@ type server struct {
 	hung   map[string]chan struct{}
 	quorum bool
 
-	overwrite, failAfterwards bool
+	overwrite, failAfterwards, broken bool
 }
 
 // helperPmxcfs mounts the double and serves it until stdin ends.
@@ -181,6 +186,8 @@ func (s *server) command(words []string) {
 		s.overwrite = true
 	case "failAfterwards":
 		s.failAfterwards = true
+	case "breakDatabase":
+		s.broken = true
 	case "quorum":
 		s.quorum = words[1] == "true"
 	}
@@ -220,9 +227,13 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(arg[at:]) }
 	names := func(at int) []string { return strings.Split(strings.TrimSuffix(string(arg[at:]), "\x00"), "\x00") }
 	child := func(node uint64, name string) string { return filepath.Join(s.paths[node], name) }
-	noQuorum := syscall.Errno(0)
-	if !s.quorum {
-		noQuorum = syscall.EACCES
+	// pmxcfs decides, not the mode: no write of anybody's is taken without quorum, or once the database has failed.
+	refused := syscall.Errno(0)
+	switch {
+	case !s.quorum:
+		refused = syscall.EACCES
+	case s.broken:
+		refused = syscall.EIO
 	}
 	const directIO = 1
 	switch operations[op] {
@@ -237,6 +248,8 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 	case "getattr":
 		attr, errno := s.attr(s.paths[node])
 		return append(make([]byte, 16), attr...), errno
+	case "setattr":
+		return s.setattr(path, s.paths[node], u32(0), u32(68), u32(76), u32(80), int64(u64(16)), refused)
 	case "readlink":
 		target, err := os.Readlink(path)
 		return []byte(target), errnoOf(err)
@@ -255,10 +268,13 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 	case "readdir":
 		return s.list(path, int(u64(8)), int(u32(16)))
 	case "create":
-		if noQuorum != 0 {
-			return nil, noQuorum
+		if refused != 0 {
+			return nil, refused
 		}
 		at := child(node, names(16)[0])
+		if s.takenElsewhere(at, "") {
+			return nil, syscall.EEXIST
+		}
 		f, err := os.OpenFile(filepath.Join(s.root, at), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o640)
 		if err != nil {
 			return nil, errnoOf(err)
@@ -269,6 +285,9 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		binary.NativeEndian.PutUint32(opened[8:], directIO)
 		return append(out, opened...), errno
 	case "write":
+		if refused != 0 {
+			return nil, refused
+		}
 		if u64(8)+uint64(u32(16)) > confstore.MaxSize {
 			return nil, syscall.EFBIG
 		}
@@ -280,13 +299,13 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		n, err := f.WriteAt(arg[40:40+u32(16)], int64(u64(8)))
 		return binary.NativeEndian.AppendUint64(nil, uint64(n)), errnoOf(err)
 	case "unlink":
-		if noQuorum != 0 {
-			return nil, noQuorum
+		if refused != 0 {
+			return nil, refused
 		}
 		return nil, errnoOf(os.Remove(filepath.Join(s.root, child(node, names(0)[0]))))
 	case "rename":
-		if noQuorum != 0 {
-			return nil, noQuorum
+		if refused != 0 {
+			return nil, refused
 		}
 		at := 8
 		if op == 45 {
@@ -294,6 +313,9 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		}
 		n := names(at)
 		from, to := child(node, n[0]), child(u64(0), n[1])
+		if s.takenElsewhere(to, from) {
+			return nil, syscall.EEXIST
+		}
 		if err := os.Rename(filepath.Join(s.root, from), filepath.Join(s.root, to)); err != nil {
 			return nil, errnoOf(err)
 		}
@@ -312,7 +334,38 @@ func (s *server) answer(op uint32, node uint64, arg []byte) ([]byte, syscall.Err
 		fmt.Fprintln(os.Stderr, "pmxcfs double: somebody polls a file")
 		os.Exit(1)
 	}
-	return nil, syscall.ENOSYS // fsync, setattr, link, ...
+	return nil, syscall.ENOSYS // fsync, link, symlink, mknod, ...
+}
+
+// takenElsewhere says whether a path is that of a guest whose number another one in the cluster has. It may be the one
+// that is moved there.
+func (s *server) takenElsewhere(to, from string) bool {
+	if !guest.MatchString(to) {
+		return false
+	}
+	taken, _ := filepath.Glob(filepath.Join(s.root, "nodes/*/*", filepath.Base(to)))
+	return slices.ContainsFunc(taken, func(path string) bool {
+		return path != filepath.Join(s.root, to) && path != filepath.Join(s.root, from)
+	})
+}
+
+var guest = regexp.MustCompile(`^nodes/[^/]+/(lxc|qemu-server)/[1-9][0-9]*\.conf$`)
+
+// setattr takes no other mode and no other owner than files have anyway (cfs_fuse_chmod, cfs_fuse_chown).
+func (s *server) setattr(path, rel string, valid, mode, uid, gid uint32, size int64, refused syscall.Errno) ([]byte, syscall.Errno) {
+	const setMode, setUID, setGID, setSize = 1, 2, 4, 8
+	switch {
+	case valid&setMode != 0 && mode&0o7777 != 0o640, valid&setUID != 0 && uid != 0, valid&setGID != 0 && gid != 33:
+		return nil, syscall.EPERM
+	case valid&setSize != 0 && refused != 0:
+		return nil, refused
+	case valid&setSize != 0:
+		if err := os.Truncate(path, size); err != nil {
+			return nil, errnoOf(err)
+		}
+	}
+	attr, errno := s.attr(rel)
+	return append(make([]byte, 16), attr...), errno
 }
 
 // entry is struct fuse_entry_out.
