@@ -144,8 +144,11 @@ func (e end) results(answer *answer, complaint *limited, devices []Device) ([]Re
 		return nil, e.err
 	case e.exit.TimedOut:
 		return nil, fmt.Errorf("%w in %v", ErrProbe, timeout)
+	case e.exit.NotStarted:
+		return nil, fmt.Errorf("%w: the helper cannot be executed there; is /proc mounted in the container?", ErrProbe)
 	case e.exit.Code != 0:
-		return nil, fmt.Errorf("%w: the helper ended with status %d: %.400q", ErrProbe, e.exit.Code, complaint.Bytes())
+		first, _, _ := bytes.Cut(complaint.Bytes(), []byte("\n")) // of a stack, perhaps
+		return nil, fmt.Errorf("%w: the helper ended with status %d: %.400q", ErrProbe, e.exit.Code, first)
 	}
 	return parseAnswer(answer.bytes(), devices)
 }
@@ -188,7 +191,7 @@ func (a *answer) Write(b []byte) (int, error) {
 	defer a.mu.Unlock()
 	select {
 	case <-a.complete:
-		return 0, errors.New("output after the answer")
+		return 0, fmt.Errorf("%w: output after the answer", ErrProbe)
 	default:
 	}
 	n, err := a.line.Write(b)
@@ -212,7 +215,7 @@ type limited struct {
 
 func (l *limited) Write(b []byte) (int, error) {
 	if l.Len()+len(b) > l.max {
-		return 0, errors.New("output too long")
+		return 0, fmt.Errorf("%w: output too long", ErrProbe)
 	}
 	return l.Buffer.Write(b)
 }
