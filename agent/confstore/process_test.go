@@ -22,6 +22,9 @@ import (
 // helperEnv makes the test binary another process that works on the same confs.
 const helperEnv = "PHOENIX_CONFSTORE_HELPER"
 
+// atOnce lets a process end at once that the race detector was built into; by itself it waits a second.
+const atOnce = "GORACE=atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
 	var err error
 	switch os.Getenv(helperEnv) {

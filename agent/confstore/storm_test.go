@@ -383,11 +383,11 @@ func TestTenThousandEdits(t *testing.T) {
 // storm runs one writer until it is killed at a moment that is any, or ends by itself, and passes on its lines.
 func storm(ctx context.Context, root string, slot int, line func(string) error) (killed bool, err error) {
 	cmd := exec.Command("/proc/self/exe", root, strconv.Itoa(slot))
-	cmd.Env = append(os.Environ(), helperEnv+"=storm-edit")
+	cmd.Env = append(os.Environ(), helperEnv+"=storm-edit", atOnce)
 	if slot == stormEditors {
 		ctid := strconv.Itoa(int(randomCTID()))
 		cmd.Args = []string{"lxc-start", "-F", "-n", ctid}
-		cmd.Env = append(os.Environ(), helperEnv+"=storm-proxmox", stormEnv+"="+root)
+		cmd.Env = append(os.Environ(), helperEnv+"=storm-proxmox", stormEnv+"="+root, atOnce)
 	}
 	// Its end goes with this process, and with it the writer.
 	if _, err := cmd.StdinPipe(); err != nil {

@@ -53,7 +53,7 @@ func traceEdit(t *testing.T, root string, at func(n int, name string) (syscall.E
 	}
 	defer stdout.Close()
 	cmd := exec.Command("/proc/self/exe", root)
-	cmd.Env = append(os.Environ(), helperEnv+"=edit-once")
+	cmd.Env = append(os.Environ(), helperEnv+"=edit-once", atOnce)
 	cmd.Stdout = stdout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
 	if err := cmd.Start(); err != nil {
