@@ -169,6 +169,7 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 	}
 	p.idle = newIdleTimer(c.Idle, func() { p.cancel(errIdle) })
 	streams.moved = p.idle.reset
+	streams.failed = func() bool { return failure(p.log) != "" }
 	go p.run(ctx, streams)
 	return p, nil
 }

@@ -161,6 +161,14 @@ func TestAttachFailure(t *testing.T) {
 			t.Errorf("command in a stopped container: %v, want an ErrAttach: %s", err, want)
 		}
 	})
+	// lxc-attach then complains on the terminal, whose output is held until the command begins.
+	t.Run("not running, with a terminal", func(t *testing.T) {
+		c := lxctest.New(t, lxctest.Config{})
+		_, stdout, _, err := run(t, attach.Command{CTID: c.CTID, TTY: true, Argv: []string{"true"}})
+		if !errors.Is(err, attach.ErrAttach) || !strings.Contains(stdout, "Failed to get init pid") {
+			t.Errorf("command in a stopped container: %v, output %q, want an ErrAttach and the complaint", err, stdout)
+		}
+	})
 	t.Run("no lxc-attach", func(t *testing.T) {
 		_, err := attach.Attacher{Path: "/nonexistent"}.Start(t.Context(), attach.Command{CTID: 901, Argv: []string{"true"}})
 		if !errors.Is(err, attach.ErrAttach) || !errors.Is(err, os.ErrNotExist) {

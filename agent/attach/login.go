@@ -19,7 +19,7 @@ const loginEnv = "PHOENIX_AS_LOGIN"
 // AsLogin gives this process what a login shell of the node has, so that it passes nothing else on to the commands that
 // it runs in containers: umask 022, the limits of PID 1 with 1024 open files (those are what pam_limits gives a login
 // that no rule is about), no ignored or blocked signal, ordinary scheduling and OOM score. The agent's main calls it
-// first.
+// first. So what its unit says about limits, priorities and CPUs has no effect on the agent either.
 //
 // Some of it holds for a thread or for the start of a program only, so the program executes itself again, once, and
 // AsLogin returns in that second run; PID, arguments, environment and open descriptors are the same. The error is about

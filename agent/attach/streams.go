@@ -25,7 +25,8 @@ type streams struct {
 	stdin        io.Reader
 	stdinTo      *os.File
 	tty          bool
-	moved        func() // called when bytes have
+	moved        func()      // called when bytes have
+	failed       func() bool // whether lxc-attach cannot enter the container
 }
 
 type output struct {
@@ -86,6 +87,10 @@ func (p *Process) openTTY(c Command, s *streams) error {
 	if _, err := term.MakeRaw(int(theirs.Fd())); err != nil {
 		return fmt.Errorf("make the terminal raw: %w", err)
 	}
+	// Until awaitTTY has set it right.
+	if err := unix.IoctlSetInt(int(theirs.Fd()), unix.TCXONC, outputOff); err != nil {
+		return fmt.Errorf("hold the terminal's output: %w", err)
+	}
 	p.tty = ours
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs, theirs, theirs
 	p.cmd.SysProcAttr.Setctty = true // of descriptor 0
@@ -127,15 +132,32 @@ func setSize(tty *os.File, columns, rows int) error {
 // startWait bounds the wait for lxc-attach to be ready.
 const startWait = 2 * time.Second
 
-// awaitTTY returns when lxc-attach has set up our terminal, and undoes a part of that. lxc-attach
+// Arguments of TCXONC: asm-generic/termbits-common.h.
+const (
+	outputOff = 0
+	outputOn  = 1
+)
+
+// awaitTTY returns when lxc-attach has set up our terminal, and undoes a part of that before it lets output through. lxc-attach
 // throws away what was typed before, and turns on IGNPAR, which we had turned off, and OPOST with
 // ONLCR, which makes a second CR of each line end that the terminal in the container sends.
 // (terminal.c, lxc_setup_tios. It does that some milliseconds before it starts the command.)
-func awaitTTY(tty *os.File) {
+//
+// If lxc-attach cannot enter the container it says so on the terminal instead, which must not keep it waiting: failed
+// tells.
+func awaitTTY(tty *os.File, failed func() bool) {
 	raw, err := tty.SyscallConn()
 	if err != nil {
 		return
 	}
+	defer raw.Control(func(fd uintptr) {
+		// By the other end: there is no other way to name it, and holding it open would hide that it is closed.
+		peer, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+		if errno == 0 {
+			unix.IoctlSetInt(int(peer), unix.TCXONC, outputOn)
+			unix.Close(int(peer))
+		}
+	})
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for until := time.Now().Add(startWait); time.Now().Before(until); <-tick.C {
@@ -150,7 +172,7 @@ func awaitTTY(tty *os.File) {
 			unix.IoctlSetTermios(int(fd), unix.TCSETS, t)
 			ready = true
 		})
-		if err != nil || ready {
+		if err != nil || ready || failed() {
 			return
 		}
 	}
@@ -201,7 +223,7 @@ func (s *streams) start(fail func(error)) <-chan bool {
 // copyStdin copies until the caller's stdin or the command has ended.
 func (s *streams) copyStdin() {
 	if s.tty {
-		awaitTTY(s.stdinTo)
+		awaitTTY(s.stdinTo, s.failed)
 	}
 	if s.stdin != nil {
 		io.CopyBuffer(s.stdinTo, movedReader{s.stdin, s.moved}, make([]byte, chunk))

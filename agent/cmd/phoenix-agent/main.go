@@ -44,12 +44,13 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 2
 	}
+	log := cfg.Logger(os.Stderr)
 	if err := attach.AsLogin(); err != nil {
-		fmt.Fprintln(os.Stderr, "phoenix-agent: what commands in containers inherit is not all as from a login:", err)
+		log.Warn("commands in containers inherit what one from a login would not have", "err", err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	if err := agent.Run(ctx, cfg, cfg.Logger(os.Stderr)); err != nil {
+	if err := agent.Run(ctx, cfg, log); err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 1
 	}
