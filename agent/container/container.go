@@ -29,7 +29,8 @@ type Manager struct {
 	StartPatience time.Duration
 	Log           *slog.Logger
 
-	locks ctlock.Locks
+	locks      ctlock.Locks
+	restarting restarts
 }
 
 // A Runtime runs the containers of a node. [Proxmox] is the real one.

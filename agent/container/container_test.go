@@ -317,6 +317,25 @@ func TestRestart(t *testing.T) {
 			t.Errorf("state %v, want running", c.Running.State)
 		}
 	})
+	t.Run("is starting while it is down", func(t *testing.T) {
+		n := newNode(t)
+		n.PutConf(901, plain)
+		start(t, n)
+		var states []lxcmon.State
+		look := func(container.Phase, string) {
+			c, _, err := n.Manager.Get(t.Context(), 901)
+			if err != nil {
+				t.Fatal(err)
+			}
+			states = append(states, c.Running.State)
+		}
+		if _, err := n.Manager.Restart(t.Context(), 901, container.RestartOptions{Timeout: time.Second}, look); err != nil {
+			t.Fatal(err)
+		}
+		if want := []lxcmon.State{lxcmon.Running, lxcmon.Running, lxcmon.Starting}; !cmp.Equal(states, want) {
+			t.Errorf("before, during the shutdown and after it the state is %v, want %v", states, want)
+		}
+	})
 	t.Run("kills what does not stop", func(t *testing.T) {
 		n := newNode(t)
 		n.PutConf(901, plain)

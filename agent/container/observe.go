@@ -80,7 +80,7 @@ func (m *Manager) Running(ctx context.Context, ctid int32) (Running, error) {
 	if _, err := m.Confs.Read(ctid); err != nil {
 		return Running{}, err
 	}
-	running, err := m.Runtime.Observe(ctx, ctid, nil)
+	running, err := m.running(ctx, ctid, nil)
 	if err != nil {
 		return Running{}, err
 	}
@@ -115,7 +115,7 @@ func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) 
 	for _, d := range configured.Devices {
 		paths[d.Path] = true
 	}
-	c.Running, err = m.Runtime.Observe(ctx, ctid, slices.Sorted(maps.Keys(paths)))
+	c.Running, err = m.running(ctx, ctid, slices.Sorted(maps.Keys(paths)))
 	if err != nil {
 		return c, nil, err
 	}

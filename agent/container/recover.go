@@ -25,11 +25,16 @@ func (m *Manager) Recover(ctx context.Context) (finish func(context.Context) err
 			return nil, err
 		}
 	}
+	ends := make([]func(), len(intents))
+	for i, in := range intents {
+		ends[i] = m.restarting.begin(in.CTID)
+	}
 	return func(ctx context.Context) error {
 		errs := make([]error, len(intents))
 		var wg sync.WaitGroup
 		for i, in := range intents {
 			wg.Go(func() {
+				defer ends[i]()
 				if err := m.resume(ctx, in, unlocks[i]); err != nil {
 					errs[i] = fmt.Errorf("finish the restart of CTID %d: %w", in.CTID, err)
 				}

@@ -130,6 +130,8 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 			return Container{}, err
 		}
 	}
+	end := m.restarting.begin(ctid)
+	defer end()
 	if running.State != lxcmon.Stopped {
 		in := intent{
 			CTID: ctid, Instance: running.Instance, Begin: time.Now().UnixNano(), Timeout: opts.Timeout,
@@ -149,6 +151,7 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 	if err := errors.Join(err, m.dropIntent(ctid)); err != nil {
 		return Container{}, err
 	}
+	end()
 	c, _, err := m.Get(ctx, ctid)
 	if err == nil && c.Running.State == lxcmon.Stopped {
 		return Container{}, &StartError{CTID: ctid, Err: errors.New("it came up and ended again at once")}

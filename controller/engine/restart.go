@@ -106,7 +106,7 @@ func (w *worker) decide(ctx context.Context, c observed.Container) (again bool, 
 
 // passing reports whether a container is on its way to another state.
 func passing(s observed.State) bool {
-	return s == "starting" || s == "stopping" || s == "aborting"
+	return s == observed.StateStarting || s == "stopping" || s == "aborting"
 }
 
 // phase shows where the agent is in a restart.

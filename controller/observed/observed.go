@@ -40,8 +40,9 @@ type State string
 
 // The states that planning tells apart.
 const (
-	StateStopped State = "stopped"
-	StateRunning State = "running"
+	StateStopped  State = "stopped"
+	StateStarting State = "starting" // or down in the middle of a restart by its agent
+	StateRunning  State = "running"
 )
 
 // A Mode is the way devices are given: "raw", "native", "mixed", or "" if there are none.

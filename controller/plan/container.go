@@ -268,7 +268,7 @@ func (s *sequence) stateErrors(steps []Step) (errors []string) {
 		}
 	}
 	switch s.found.State {
-	case observed.StateRunning, observed.StateStopped:
+	case observed.StateRunning, observed.StateStopped, observed.StateStarting: // what is starting is waited for
 	case "frozen":
 		if len(steps) > 0 {
 			errors = append(errors, fmt.Sprintf("it is frozen; run lxc-unfreeze -n %d on node %s", s.desired.CTID, s.node.Name))

@@ -620,6 +620,14 @@ func TestStates(t *testing.T) {
 			want:  []string{"ERROR: it is stopping; plan again when it is running or stopped"},
 		},
 		{
+			name:  "starting, and waited for",
+			fleet: `"gpu_assignment": "1"`,
+			node: set(running(given(1), given(1)), func(c *observed.Container) {
+				c.State, c.Instance, c.Effective = "starting", "", nil
+			}),
+			want: []string{"check: GPU 1 on node pve1", "verify: GPU 1 and no other: not verified since its start"},
+		},
+		{
 			name:  "frozen",
 			fleet: `"gpu_assignment": "1"`,
 			node:  set(running(given(0), given(0)), func(c *observed.Container) { c.State = "frozen" }),
