@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -135,21 +137,50 @@ wait:
 		case <-tick.C:
 		}
 	}
-	// A few times, because processes may fork between a look and a signal. Nobody reaps lxc-attach
-	// meanwhile, so the numbers of the sessions cannot come to mean others.
+	// A few times, because processes may fork between a look and a signal, lxc-attach too: so the last look comes after
+	// its end. Nobody reaps it meanwhile, so the numbers of the sessions cannot come to mean others.
 	for range 100 {
-		left := members.list()
+		ended := p.ended()
+		left := append(members.list(), p.orphans()...)
 		for _, q := range left {
 			q.signal(unix.SIGKILL)
 		}
 		unix.Kill(leader, unix.SIGKILL)
-		if len(left) == 0 {
+		if ended && len(left) == 0 {
 			break
 		}
 		<-tick.C
 	}
 	<-p.exited
 	return p.escaped(family)
+}
+
+func (p *Process) ended() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// orphans returns the children of lxc-attach that have lost it in a session of their own before they executed anything.
+func (p *Process) orphans() []process {
+	if p.session == 0 {
+		return nil
+	}
+	all, err := processes()
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(q process) bool {
+		if q.dead || q.pid == p.cmd.Process.Pid || readAuditSession(fmt.Sprintf("/proc/%d", q.pid)) != p.session {
+			return true
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", q.pid))
+		// It may have executed itself again from memory, and is called /memfd:lxc-attach then.
+		return err != nil || !strings.Contains(exe, filepath.Base(p.cmd.Path))
+	})
 }
 
 // members finds the living processes of a command.

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/term"
 )
 
-const chunk = 32 << 10 // size of the largest Write
+// chunk is the size of the largest Write: what two messages of the agent's API hold.
+const chunk = 2 * (16<<10 - 64)
 
 // streams are the descriptors between us and a command.
 type streams struct {
