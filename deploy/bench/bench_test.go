@@ -61,6 +61,8 @@ func TestBench(t *testing.T) {
 		return
 	}
 	m.table.Notes = append([]string{
+		"Ratio: to the first contestant of the case in the same round, median of the rounds. Raw: a Go loop that replaces the " +
+			"conf and runs lxc-stop -k, lxc-start and lxc-attach, for one container after the other.",
 		fmt.Sprintf("%s, %d CPUs, %s; %d rounds in %v. Load before %s, after %s; %d of %d rounds began on a machine that was busy with something else.",
 			machine(t), runtime.NumCPU(), runtime.Version(), m.rounds, time.Since(began).Round(time.Second), before, loadAverage(t), m.busy, m.begun),
 	}, m.table.Notes...)
