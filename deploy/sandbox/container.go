@@ -112,8 +112,10 @@ func makeRootfs(root, busybox string, owner int) error {
 		if err != nil {
 			return err
 		}
-		if err := copyFile(program, busybox, 0o755); err != nil {
-			return err
+		// By another process: one that another goroutine starts now would inherit our descriptor for writing, and until it
+		// executes its own program nobody can execute this one (ETXTBSY).
+		if out, err := exec.Command("cp", "--", program, busybox).CombinedOutput(); err != nil {
+			return fmt.Errorf("copy %s: %w: %s", program, err, out)
 		}
 	}
 	for _, dir := range []string{
