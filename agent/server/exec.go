@@ -3,19 +3,15 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/durationpb"
-
 	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/container"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
@@ -29,16 +25,26 @@ const (
 	maxArgBytes        = 128 << 10
 	maxEnv             = 64
 	maxEnvBytes        = 32 << 10
+	maxUserBytes       = 128
+	maxPathBytes       = 4096
+	maxInstanceBytes   = 128
 	maxStdinChunk      = 32 << 10
-	outputChunk        = 32 << 10
+	maxSurvivors       = 32
 	defaultExecTimeout = time.Hour
 	maxExecTimeout     = 24 * time.Hour
 	// maxUnread is how long a caller may leave output unread while its command waits.
 	maxUnread = 10 * time.Minute
-	// queuedStdin is how many chunks of stdin, 1 MiB in all, wait for a command that does not read: what comes after them
-	// in the stream, a signal for example, is not held up by them.
-	queuedStdin = 32
+	// outputChunk is what one message of output holds. With its headers it fits into one HTTP/2 frame, and into a buffer
+	// of 16 KiB: grpc's next ones but one have 1 MiB (mem.DefaultBufferPool), and several wait for a caller that does not
+	// read.
+	outputChunk = 16<<10 - 64
+	// queuedStdin is how many bytes of stdin wait for a command that does not read: what comes after them in the stream,
+	// a signal for example, is not held up by them.
+	queuedStdin = 128 << 10
 )
+
+// startWait is how long a caller may take for its first message, and with it holds one of the server's places for calls.
+var startWait = 10 * time.Second
 
 // unreadGrace is how long after a command's timeout its end may take before the caller must have read the output: longer
 // than ending it and draining its output take.
@@ -58,15 +64,11 @@ func newExecServer(node *Node) *execServer {
 }
 
 func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
-	first, err := stream.Recv()
+	start, err := receiveStart(stream)
 	if err != nil {
 		return err
 	}
-	start := first.GetInput().GetStart()
-	if start == nil {
-		return invalid("input", "the first message must be start")
-	}
-	timeout, err := checkStart(start)
+	command, err := commandOf(start)
 	if err != nil {
 		return err
 	}
@@ -81,24 +83,53 @@ func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
 	if err != nil {
 		return &ctidError{start.GetCtid(), err}
 	}
-	return s.run(ctx, stream, start, timeout, running.Instance)
+	if start.GetInstance() != "" && start.GetInstance() != running.Instance {
+		return &container.InstanceError{CTID: start.GetCtid(), Got: running.Instance}
+	}
+	return s.run(ctx, stream, start, command, running.Instance)
 }
 
-func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecServer, start *typev1.ExecStart, timeout time.Duration, instance string) error {
+// receiveStart returns the first message, which must be a start.
+func receiveStart(stream agentv1.ExecService_ExecServer) (*typev1.ExecStart, error) {
+	type received struct {
+		req *agentv1.ExecRequest
+		err error
+	}
+	first := make(chan received, 1)
+	go func() { // ends with the handler at the latest
+		req, err := stream.Recv()
+		first <- received{req, err}
+	}()
+	late := time.NewTimer(startWait)
+	defer late.Stop()
+	select {
+	case r := <-first:
+		if errors.Is(r.err, io.EOF) {
+			return nil, invalid("input", "the stream ended before start")
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+		if r.req.GetInput().GetStart() == nil {
+			return nil, invalid("input", "the first message must be start")
+		}
+		return r.req.GetInput().GetStart(), nil
+	case <-late.C:
+		return nil, invalid("input", "no start within %v", startWait)
+	}
+}
+
+func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecServer, start *typev1.ExecStart, command attach.Command, instance string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
 	out := &outputs{stream: stream, stuck: make(chan struct{})}
-	command := attach.Command{
-		CTID: start.GetCtid(), Argv: start.GetArgv(), Env: start.GetEnv(), Timeout: timeout,
-		TTY: start.GetTty(), Columns: int(start.GetSize().GetColumns()), Rows: int(start.GetSize().GetRows()),
-		Stdout: out.writer(func(b []byte) *typev1.ExecOutput {
-			return &typev1.ExecOutput{Output: &typev1.ExecOutput_Stdout{Stdout: b}}
-		}),
-		Stderr: out.writer(func(b []byte) *typev1.ExecOutput {
-			return &typev1.ExecOutput{Output: &typev1.ExecOutput_Stderr{Stderr: b}}
-		}),
-	}
+	command.Stdout = out.writer(func(b []byte) *typev1.ExecOutput {
+		return &typev1.ExecOutput{Output: &typev1.ExecOutput_Stdout{Stdout: b}}
+	})
+	command.Stderr = out.writer(func(b []byte) *typev1.ExecOutput {
+		return &typev1.ExecOutput{Output: &typev1.ExecOutput_Stderr{Stderr: b}}
+	})
 	input := newStdin()
 	defer input.abandon()
 	if start.GetStdin() {
@@ -124,7 +155,7 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	}()
 	// A Send to a caller that does not read returns when this handler has, and not before. So this handler does not
 	// wait for it for ever, and the goroutine ends right after the handler at the latest.
-	late := time.AfterFunc(timeout+unreadGrace, out.giveUp)
+	late := time.AfterFunc(command.Timeout+unreadGrace, out.giveUp)
 	defer late.Stop()
 	ended := make(chan error, 1)
 	go func() {
@@ -142,9 +173,11 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 			ended <- &ctidError{start.GetCtid(), err}
 			return
 		}
-		ended <- out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Exit{Exit: &typev1.ExecExit{
-			Code: int32(exit.Code), OutputComplete: exit.OutputComplete, TimedOut: exit.TimedOut,
-		}}})
+		if err := s.sameInstance(stream.Context(), start); err != nil {
+			ended <- err
+			return
+		}
+		ended <- out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Exit{Exit: exitOf(exit)}})
 	}()
 	select {
 	case err := <-ended:
@@ -155,46 +188,32 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	}
 }
 
-// A stdin passes the caller's stdin to the command.
-type stdin struct {
-	chunks    chan []byte // closed by its only sender at the end
-	abandoned chan struct{}
-	endOnce   sync.Once
-	goneOnce  sync.Once
-	rest      []byte // of the chunk that is being read
-}
-
-func newStdin() *stdin {
-	return &stdin{chunks: make(chan []byte, queuedStdin), abandoned: make(chan struct{})}
-}
-
-// write queues a chunk. A command that reads no more drops it, as at the end of a shell's pipe.
-func (s *stdin) write(b []byte) {
-	select {
-	case s.chunks <- b:
-	case <-s.abandoned:
+// sameInstance makes sure that a command ran in the instance that its caller named, if it named one: lxc-attach finds
+// the container by its number, so that only a look before and one after it tell.
+func (s *execServer) sameInstance(ctx context.Context, start *typev1.ExecStart) error {
+	if start.GetInstance() == "" {
+		return nil
 	}
+	after, err := s.node.Containers.Runtime.Observe(ctx, start.GetCtid(), nil)
+	if err != nil {
+		return &ctidError{start.GetCtid(), err}
+	}
+	if after.Instance != start.GetInstance() {
+		return &container.InstanceError{CTID: start.GetCtid(), Got: after.Instance}
+	}
+	return nil
 }
 
-func (s *stdin) end()     { s.endOnce.Do(func() { close(s.chunks) }) }
-func (s *stdin) abandon() { s.goneOnce.Do(func() { close(s.abandoned) }) }
-
-// Read implements [io.Reader].
-func (s *stdin) Read(b []byte) (int, error) {
-	for len(s.rest) == 0 {
-		select {
-		case chunk, ok := <-s.chunks:
-			if !ok {
-				return 0, io.EOF
-			}
-			s.rest = chunk
-		case <-s.abandoned:
-			return 0, io.EOF
-		}
+func exitOf(exit attach.Exit) *typev1.ExecExit {
+	e := &typev1.ExecExit{
+		Code: int32(exit.Code), OutputComplete: exit.OutputComplete,
+		TimedOut: exit.TimedOut, IdledOut: exit.IdledOut, NotStarted: exit.NotStarted,
+		MoreSurvivors: int32(max(len(exit.Survivors)-maxSurvivors, 0)),
 	}
-	n := copy(b, s.rest)
-	s.rest = s.rest[n:]
-	return n, nil
+	for _, s := range exit.Survivors[:min(len(exit.Survivors), maxSurvivors)] {
+		e.Survivors = append(e.Survivors, &typev1.ExecSurvivor{Pid: int32(s.PID), Command: text(s.Command)})
+	}
+	return e
 }
 
 // receive passes the caller's messages on. io.EOF says that the caller has no more.
@@ -304,73 +323,3 @@ func (o *outputs) writer(wrap func([]byte) *typev1.ExecOutput) io.Writer {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
-
-var envPattern = regexp.MustCompile(`\A[A-Za-z_][A-Za-z0-9_]{0,127}=`)
-
-// checkStart checks the command and returns its timeout.
-func checkStart(start *typev1.ExecStart) (time.Duration, error) {
-	if err := checkCTID(start.GetCtid()); err != nil {
-		return 0, err
-	}
-	if n := len(start.GetArgv()); n == 0 || n > maxArgs {
-		return 0, invalid("argv", "%d words given; 1 to %d are allowed", n, maxArgs)
-	}
-	if start.GetArgv()[0] == "" {
-		return 0, invalid("argv[0]", "the program's name is empty")
-	}
-	size := 0
-	for i, arg := range start.GetArgv() {
-		if strings.ContainsRune(arg, 0) {
-			return 0, invalid(fmt.Sprintf("argv[%d]", i), "NUL cannot be passed to a program")
-		}
-		size += len(arg) + 1
-	}
-	if size > maxArgBytes {
-		return 0, invalid("argv", "%d bytes in all; at most %d are allowed", size, maxArgBytes)
-	}
-	if n := len(start.GetEnv()); n > maxEnv {
-		return 0, invalid("env", "%d variables given; at most %d are allowed", n, maxEnv)
-	}
-	size = 0
-	for i, v := range start.GetEnv() {
-		if !envPattern.MatchString(v) || !utf8.ValidString(v) || strings.ContainsFunc(v, isControl) {
-			return 0, invalid(fmt.Sprintf("env[%d]", i), "%.80q is not NAME=VALUE without control characters", v)
-		}
-		size += len(v) + 1
-	}
-	if size > maxEnvBytes {
-		return 0, invalid("env", "%d bytes in all; at most %d are allowed", size, maxEnvBytes)
-	}
-	if start.GetSize() != nil {
-		if err := checkSize("size", start.GetSize()); err != nil {
-			return 0, err
-		}
-	}
-	return execTimeout(start.GetTimeout())
-}
-
-func isControl(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }
-
-func checkSize(field string, size *typev1.TerminalSize) error {
-	const most = 4096
-	if c := size.GetColumns(); c < 1 || c > most {
-		return invalid(field+".columns", "%d is not between 1 and %d", c, most)
-	}
-	if r := size.GetRows(); r < 1 || r > most {
-		return invalid(field+".rows", "%d is not between 1 and %d", r, most)
-	}
-	return nil
-}
-
-func execTimeout(d *durationpb.Duration) (time.Duration, error) {
-	if d == nil {
-		return defaultExecTimeout, nil
-	}
-	if err := d.CheckValid(); err != nil {
-		return 0, invalid("timeout", "%v", err)
-	}
-	if t := d.AsDuration(); t > 0 && t <= maxExecTimeout {
-		return t, nil
-	}
-	return 0, invalid("timeout", "%v is not between 0 s and %v", d.AsDuration(), maxExecTimeout)
-}

@@ -11,3 +11,10 @@ func SetUnreadGrace(t *testing.T, d time.Duration) {
 	unreadGrace = d
 	t.Cleanup(func() { unreadGrace = old })
 }
+
+// SetStartWait changes a limit for one test.
+func SetStartWait(t *testing.T, d time.Duration) {
+	old := startWait
+	startWait = d
+	t.Cleanup(func() { startWait = old })
+}

@@ -202,6 +202,10 @@ func statusOf(requestID string, err error) error {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_STOP_TIMEOUT, ctid(of))
 	case errors.Is(err, passthrough.ErrNoSlot):
 		return fail(codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED, map[string]string{"limit": "devN"})
+	case errors.Is(err, attach.ErrNoUser):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_USER_NOT_FOUND, ctid(of))
+	case errors.Is(err, attach.ErrNoDirectory):
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DIRECTORY_NOT_USABLE, ctid(of))
 	case errors.Is(err, attach.ErrAttach), errors.Is(err, probe.ErrProbe):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_ATTACH_FAILED, ctid(of))
 	}

@@ -104,6 +104,8 @@ func TestStatusOf(t *testing.T) {
 		{"rolled back", of901(&container.RolledBackError{CTID: 901, Revision: 4, Err: errors.New("x")}), codes.FailedPrecondition, "START_ROLLED_BACK", ctid("revision", "4")},
 		{"pct", of901(pctFailure(t, "no idea")), codes.Unavailable, "PCT_FAILED", ctid("command", "shutdown")},
 		{"attach", of901(attach.ErrAttach), codes.FailedPrecondition, "ATTACH_FAILED", ctid()},
+		{"no user", of901(attach.ErrNoUser), codes.FailedPrecondition, "USER_NOT_FOUND", ctid()},
+		{"no directory", of901(attach.ErrNoDirectory), codes.FailedPrecondition, "DIRECTORY_NOT_USABLE", ctid()},
 		{"probe", of901(probe.ErrProbe), codes.FailedPrecondition, "ATTACH_FAILED", ctid()},
 		{"state directory", of901(&container.StateError{Path: "/s", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/s"}},
 		{"revisions", of901(&confstore.RevisionDirError{Path: "/r", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/r"}},

@@ -843,9 +843,10 @@ type ExecServiceClient interface {
 	// the command. If the caller cancels or goes away, the command's process group is ended: SIGTERM,
 	// and SIGKILL after five seconds. A caller that does not read makes the command wait, at most ten
 	// minutes and 20 s beyond the command's timeout; then the call fails with LIMIT_EXCEEDED. Signals pass
-	// up to 1 MiB of stdin that the command has not read.
+	// up to 128 KiB of stdin that the command has not read. `start` must come within ten seconds.
 	//
-	// Fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, ATTACH_FAILED or LIMIT_EXCEEDED.
+	// Fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, INSTANCE_CHANGED, USER_NOT_FOUND,
+	// DIRECTORY_NOT_USABLE, ATTACH_FAILED or LIMIT_EXCEEDED.
 	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error)
 }
 
@@ -882,9 +883,10 @@ type ExecServiceServer interface {
 	// the command. If the caller cancels or goes away, the command's process group is ended: SIGTERM,
 	// and SIGKILL after five seconds. A caller that does not read makes the command wait, at most ten
 	// minutes and 20 s beyond the command's timeout; then the call fails with LIMIT_EXCEEDED. Signals pass
-	// up to 1 MiB of stdin that the command has not read.
+	// up to 128 KiB of stdin that the command has not read. `start` must come within ten seconds.
 	//
-	// Fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, ATTACH_FAILED or LIMIT_EXCEEDED.
+	// Fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, INSTANCE_CHANGED, USER_NOT_FOUND,
+	// DIRECTORY_NOT_USABLE, ATTACH_FAILED or LIMIT_EXCEEDED.
 	Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error
 	mustEmbedUnimplementedExecServiceServer()
 }

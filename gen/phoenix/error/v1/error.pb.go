@@ -107,6 +107,22 @@ const (
 	// FAILED_PRECONDITION. No process could be started inside the container, or the container kept the
 	// agent's own from answering. Metadata: `ctid`.
 	Reason_REASON_ATTACH_FAILED Reason = 50
+	// FAILED_PRECONDITION. The container has no user or group of this name. Metadata: `ctid`.
+	Reason_REASON_USER_NOT_FOUND Reason = 51
+	// FAILED_PRECONDITION. The container has no such directory, or the user may not enter it. Metadata: `ctid`.
+	Reason_REASON_DIRECTORY_NOT_USABLE Reason = 52
+	// NOT_FOUND. The container has no such file, or no such directory to put one in. Metadata: `ctid`, `path`.
+	Reason_REASON_FILE_NOT_FOUND Reason = 53
+	// FAILED_PRECONDITION. What is at the path in the container cannot be copied or replaced: it is no
+	// regular file, or the container's file system refuses. Metadata: `ctid`, `path`.
+	Reason_REASON_FILE_REFUSED Reason = 54
+	// FAILED_PRECONDITION. The container's file system has no space for the file. Metadata: `ctid`, `path`.
+	Reason_REASON_FILE_NO_SPACE Reason = 55
+	// ABORTED. The content changed while it was copied. Metadata: `ctid`, `path`.
+	Reason_REASON_FILE_CHANGED Reason = 56
+	// UNAVAILABLE. The transfer of a file was broken off: the container or the process in it was stopped, or nothing
+	// moved for too long. The same transfer again continues it. Metadata: `ctid`, `path`.
+	Reason_REASON_TRANSFER_BROKEN_OFF Reason = 57
 	// RESOURCE_EXHAUSTED. A limit of this server, or of Proxmox (`devN`), is reached. Metadata: `limit`.
 	Reason_REASON_LIMIT_EXCEEDED Reason = 60
 	// UNAVAILABLE. The controller cannot reach the agent of a node. Metadata: `node`, `address`.
@@ -167,6 +183,13 @@ var (
 		42: "REASON_START_ROLLED_BACK",
 		43: "REASON_PCT_FAILED",
 		50: "REASON_ATTACH_FAILED",
+		51: "REASON_USER_NOT_FOUND",
+		52: "REASON_DIRECTORY_NOT_USABLE",
+		53: "REASON_FILE_NOT_FOUND",
+		54: "REASON_FILE_REFUSED",
+		55: "REASON_FILE_NO_SPACE",
+		56: "REASON_FILE_CHANGED",
+		57: "REASON_TRANSFER_BROKEN_OFF",
 		60: "REASON_LIMIT_EXCEEDED",
 		70: "REASON_NODE_UNREACHABLE",
 		71: "REASON_NODE_NOT_FOUND",
@@ -207,6 +230,13 @@ var (
 		"REASON_START_ROLLED_BACK":      42,
 		"REASON_PCT_FAILED":             43,
 		"REASON_ATTACH_FAILED":          50,
+		"REASON_USER_NOT_FOUND":         51,
+		"REASON_DIRECTORY_NOT_USABLE":   52,
+		"REASON_FILE_NOT_FOUND":         53,
+		"REASON_FILE_REFUSED":           54,
+		"REASON_FILE_NO_SPACE":          55,
+		"REASON_FILE_CHANGED":           56,
+		"REASON_TRANSFER_BROKEN_OFF":    57,
 		"REASON_LIMIT_EXCEEDED":         60,
 		"REASON_NODE_UNREACHABLE":       70,
 		"REASON_NODE_NOT_FOUND":         71,
@@ -254,7 +284,8 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xc6\b\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x89\n" +
+	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -282,6 +313,13 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x18REASON_START_ROLLED_BACK\x10*\x12\x15\n" +
 	"\x11REASON_PCT_FAILED\x10+\x12\x18\n" +
 	"\x14REASON_ATTACH_FAILED\x102\x12\x19\n" +
+	"\x15REASON_USER_NOT_FOUND\x103\x12\x1f\n" +
+	"\x1bREASON_DIRECTORY_NOT_USABLE\x104\x12\x19\n" +
+	"\x15REASON_FILE_NOT_FOUND\x105\x12\x17\n" +
+	"\x13REASON_FILE_REFUSED\x106\x12\x18\n" +
+	"\x14REASON_FILE_NO_SPACE\x107\x12\x17\n" +
+	"\x13REASON_FILE_CHANGED\x108\x12\x1e\n" +
+	"\x1aREASON_TRANSFER_BROKEN_OFF\x109\x12\x19\n" +
 	"\x15REASON_LIMIT_EXCEEDED\x10<\x12\x1b\n" +
 	"\x17REASON_NODE_UNREACHABLE\x10F\x12\x19\n" +
 	"\x15REASON_NODE_NOT_FOUND\x10G\x12 \n" +

@@ -178,7 +178,20 @@ type ExecStart struct {
 	// Optional. Whether the caller will send stdin. If not, the command reads an empty stdin.
 	Stdin bool `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// Optional. The command is ended after this time; default 1 h, at most 24 h.
-	Timeout       *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Optional. Whom to run it as: NAME, UID, NAME:GROUP or UID:GID, at most 128 bytes, looked up in the
+	// container's own /etc/passwd and /etc/group; default root. HOME, USER and LOGNAME are then set,
+	// unless `env` has them.
+	User string `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`
+	// Optional. Absolute path of the directory to run it in, at most 4096 bytes, which the user must be
+	// allowed to enter; default /. Then PWD is set too, unless `env` has it.
+	WorkingDirectory string `protobuf:"bytes,9,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
+	// Optional. The command is ended after this time without a byte of input or output; default none,
+	// at most 24 h.
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// Optional. The instance that the caller means, as in Container.instance. If another one runs at the
+	// beginning or at the end of the command, the call fails with INSTANCE_CHANGED.
+	Instance      string `protobuf:"bytes,11,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +273,34 @@ func (x *ExecStart) GetTimeout() *durationpb.Duration {
 		return x.Timeout
 	}
 	return nil
+}
+
+func (x *ExecStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ExecStart) GetWorkingDirectory() string {
+	if x != nil {
+		return x.WorkingDirectory
+	}
+	return ""
+}
+
+func (x *ExecStart) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *ExecStart) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
 }
 
 // ExecStdinEnd marks the end of stdin.
@@ -577,7 +618,17 @@ type ExecExit struct {
 	// command left behind still held them when the wait for it was over.
 	OutputComplete bool `protobuf:"varint,2,opt,name=output_complete,json=outputComplete,proto3" json:"output_complete,omitempty"`
 	// Output only. Whether the command was ended because its timeout was over.
-	TimedOut      bool `protobuf:"varint,3,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
+	TimedOut bool `protobuf:"varint,3,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
+	// Output only. Whether the command was ended because it was idle for too long.
+	IdledOut bool `protobuf:"varint,4,opt,name=idled_out,json=idledOut,proto3" json:"idled_out,omitempty"`
+	// Output only. Whether the container has no such program (`code` is 127) or cannot execute it (126), so
+	// that the command never ran. False if a command of its own ended with that status.
+	NotStarted bool `protobuf:"varint,5,opt,name=not_started,json=notStarted,proto3" json:"not_started,omitempty"`
+	// Output only. Processes that live on, at most 32: if the agent ended the command, those that had
+	// escaped to sessions of their own; otherwise, if the output is not complete, those that hold it.
+	Survivors []*ExecSurvivor `protobuf:"bytes,6,rep,name=survivors,proto3" json:"survivors,omitempty"`
+	// Output only. How many survivors there are besides.
+	MoreSurvivors int32 `protobuf:"varint,7,opt,name=more_survivors,json=moreSurvivors,proto3" json:"more_survivors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -633,6 +684,90 @@ func (x *ExecExit) GetTimedOut() bool {
 	return false
 }
 
+func (x *ExecExit) GetIdledOut() bool {
+	if x != nil {
+		return x.IdledOut
+	}
+	return false
+}
+
+func (x *ExecExit) GetNotStarted() bool {
+	if x != nil {
+		return x.NotStarted
+	}
+	return false
+}
+
+func (x *ExecExit) GetSurvivors() []*ExecSurvivor {
+	if x != nil {
+		return x.Survivors
+	}
+	return nil
+}
+
+func (x *ExecExit) GetMoreSurvivors() int32 {
+	if x != nil {
+		return x.MoreSurvivors
+	}
+	return 0
+}
+
+// ExecSurvivor is a process that a command left behind. It is the container's; nothing ends it.
+type ExecSurvivor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. Its PID on the node.
+	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Output only. Its command line as it shows it, at most 200 bytes, with "?" for what cannot be
+	// printed; "[NAME]" if it has none.
+	Command       string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecSurvivor) Reset() {
+	*x = ExecSurvivor{}
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecSurvivor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecSurvivor) ProtoMessage() {}
+
+func (x *ExecSurvivor) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecSurvivor.ProtoReflect.Descriptor instead.
+func (*ExecSurvivor) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExecSurvivor) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecSurvivor) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
 var File_phoenix_type_v1_exec_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_exec_proto_rawDesc = "" +
@@ -644,7 +779,7 @@ const file_phoenix_type_v1_exec_proto_rawDesc = "" +
 	"\tstdin_end\x18\x03 \x01(\v2\x1d.phoenix.type.v1.ExecStdinEndH\x00R\bstdinEnd\x127\n" +
 	"\x06resize\x18\x04 \x01(\v2\x1d.phoenix.type.v1.TerminalSizeH\x00R\x06resize\x125\n" +
 	"\x06signal\x18\x05 \x01(\v2\x1b.phoenix.type.v1.ExecSignalH\x00R\x06signalB\a\n" +
-	"\x05input\"\xd5\x01\n" +
+	"\x05input\"\xf0\x02\n" +
 	"\tExecStart\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x12\n" +
 	"\x04argv\x18\x02 \x03(\tR\x04argv\x12\x10\n" +
@@ -652,7 +787,12 @@ const file_phoenix_type_v1_exec_proto_rawDesc = "" +
 	"\x03tty\x18\x04 \x01(\bR\x03tty\x121\n" +
 	"\x04size\x18\x05 \x01(\v2\x1d.phoenix.type.v1.TerminalSizeR\x04size\x12\x14\n" +
 	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x123\n" +
-	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x0e\n" +
+	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
+	"\x04user\x18\b \x01(\tR\x04user\x12+\n" +
+	"\x11working_directory\x18\t \x01(\tR\x10workingDirectory\x12<\n" +
+	"\fidle_timeout\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1a\n" +
+	"\binstance\x18\v \x01(\tR\binstance\"\x0e\n" +
 	"\fExecStdinEnd\"<\n" +
 	"\fTerminalSize\x12\x18\n" +
 	"\acolumns\x18\x01 \x01(\x05R\acolumns\x12\x12\n" +
@@ -668,11 +808,19 @@ const file_phoenix_type_v1_exec_proto_rawDesc = "" +
 	"\x04exit\x18\x04 \x01(\v2\x19.phoenix.type.v1.ExecExitH\x00R\x04exitB\b\n" +
 	"\x06output\")\n" +
 	"\vExecStarted\x12\x1a\n" +
-	"\binstance\x18\x01 \x01(\tR\binstance\"d\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\"\x86\x02\n" +
 	"\bExecExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12'\n" +
 	"\x0foutput_complete\x18\x02 \x01(\bR\x0eoutputComplete\x12\x1b\n" +
-	"\ttimed_out\x18\x03 \x01(\bR\btimedOutB-Z+phoenix.internal/gen/phoenix/type/v1;typev1b\x06proto3"
+	"\ttimed_out\x18\x03 \x01(\bR\btimedOut\x12\x1b\n" +
+	"\tidled_out\x18\x04 \x01(\bR\bidledOut\x12\x1f\n" +
+	"\vnot_started\x18\x05 \x01(\bR\n" +
+	"notStarted\x12;\n" +
+	"\tsurvivors\x18\x06 \x03(\v2\x1d.phoenix.type.v1.ExecSurvivorR\tsurvivors\x12%\n" +
+	"\x0emore_survivors\x18\a \x01(\x05R\rmoreSurvivors\":\n" +
+	"\fExecSurvivor\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommandB-Z+phoenix.internal/gen/phoenix/type/v1;typev1b\x06proto3"
 
 var (
 	file_phoenix_type_v1_exec_proto_rawDescOnce sync.Once
@@ -686,7 +834,7 @@ func file_phoenix_type_v1_exec_proto_rawDescGZIP() []byte {
 	return file_phoenix_type_v1_exec_proto_rawDescData
 }
 
-var file_phoenix_type_v1_exec_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_phoenix_type_v1_exec_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_phoenix_type_v1_exec_proto_goTypes = []any{
 	(*ExecInput)(nil),           // 0: phoenix.type.v1.ExecInput
 	(*ExecStart)(nil),           // 1: phoenix.type.v1.ExecStart
@@ -696,22 +844,25 @@ var file_phoenix_type_v1_exec_proto_goTypes = []any{
 	(*ExecOutput)(nil),          // 5: phoenix.type.v1.ExecOutput
 	(*ExecStarted)(nil),         // 6: phoenix.type.v1.ExecStarted
 	(*ExecExit)(nil),            // 7: phoenix.type.v1.ExecExit
-	(*durationpb.Duration)(nil), // 8: google.protobuf.Duration
+	(*ExecSurvivor)(nil),        // 8: phoenix.type.v1.ExecSurvivor
+	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
 }
 var file_phoenix_type_v1_exec_proto_depIdxs = []int32{
-	1, // 0: phoenix.type.v1.ExecInput.start:type_name -> phoenix.type.v1.ExecStart
-	2, // 1: phoenix.type.v1.ExecInput.stdin_end:type_name -> phoenix.type.v1.ExecStdinEnd
-	3, // 2: phoenix.type.v1.ExecInput.resize:type_name -> phoenix.type.v1.TerminalSize
-	4, // 3: phoenix.type.v1.ExecInput.signal:type_name -> phoenix.type.v1.ExecSignal
-	3, // 4: phoenix.type.v1.ExecStart.size:type_name -> phoenix.type.v1.TerminalSize
-	8, // 5: phoenix.type.v1.ExecStart.timeout:type_name -> google.protobuf.Duration
-	6, // 6: phoenix.type.v1.ExecOutput.started:type_name -> phoenix.type.v1.ExecStarted
-	7, // 7: phoenix.type.v1.ExecOutput.exit:type_name -> phoenix.type.v1.ExecExit
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	1,  // 0: phoenix.type.v1.ExecInput.start:type_name -> phoenix.type.v1.ExecStart
+	2,  // 1: phoenix.type.v1.ExecInput.stdin_end:type_name -> phoenix.type.v1.ExecStdinEnd
+	3,  // 2: phoenix.type.v1.ExecInput.resize:type_name -> phoenix.type.v1.TerminalSize
+	4,  // 3: phoenix.type.v1.ExecInput.signal:type_name -> phoenix.type.v1.ExecSignal
+	3,  // 4: phoenix.type.v1.ExecStart.size:type_name -> phoenix.type.v1.TerminalSize
+	9,  // 5: phoenix.type.v1.ExecStart.timeout:type_name -> google.protobuf.Duration
+	9,  // 6: phoenix.type.v1.ExecStart.idle_timeout:type_name -> google.protobuf.Duration
+	6,  // 7: phoenix.type.v1.ExecOutput.started:type_name -> phoenix.type.v1.ExecStarted
+	7,  // 8: phoenix.type.v1.ExecOutput.exit:type_name -> phoenix.type.v1.ExecExit
+	8,  // 9: phoenix.type.v1.ExecExit.survivors:type_name -> phoenix.type.v1.ExecSurvivor
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_exec_proto_init() }
@@ -738,7 +889,7 @@ func file_phoenix_type_v1_exec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_type_v1_exec_proto_rawDesc), len(file_phoenix_type_v1_exec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
