@@ -1,6 +1,7 @@
 package passthrough_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,7 +123,7 @@ var lines = []string{
 	"lxc.mount.entry: /dev dev none rbind,create=dir", "lxc.mount.entry: /dev/char/195:0 dev/nvidia0 none bind,create=file", "lxc.mount.entry: /dev/nvidia* dev none bind,optional,create=file",
 	"lxc.mount.entry: /dev/nvidiactl /var/lib/lxc/101/rootfs/dev/nvidiactl none bind,create=file", "lxc.mount.entry: /dev/nvidia0/ dev/nvidia0 none bind,optional,create=file",
 	"lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,ro,nodev,create=file", "lxc.cgroup2.devices.allow: a 195:1 rwm", "lxc.cgroup2.devices.allow: c 0303:0 rwm # GPU",
-	"lxc.environment: A=\x00B", "lxc.environment: LANG=C\rlxc.hook.start = /x", "lxc.idmap:", "mp0: /dev,mp=/host", "lxc.cgroup2.devices.allow: /dev/nvidia7 rwm",
+	"lxc.environment: A=\x00B", "lxc.cgroup2.devices.allow:\x00", "lxc.mount.entry: \x00 x", "lxc.cgroup2.devices.deny: c 195:0 rwm\x00", "lxc.environment: LANG=C\rlxc.hook.start = /x", "lxc.idmap:", "mp0: /dev,mp=/host", "lxc.cgroup2.devices.allow: /dev/nvidia7 rwm",
 	"lxc.cgroup2.devices.deny: 10:200 rwm", "lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "unprivileged: maybe", "lxc.autodev: 1",
 	"dev4: /dev/nvidia-uvm-tools, mode=0666", "dev5: /dev/nvidia0", "dev6: /dev/fuse", "dev0: /dev/kvm", "dev7: /dev/nvidia7", "dev8: mode=0666",
 }
@@ -134,10 +135,14 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		mode = modes[1]
 	}
 	conf := pveconf.Parse([]byte(before))
-	if err := passthrough.Set(conf, node2, minors, mode); err != nil {
+	err := passthrough.Set(conf, node2, minors, mode)
+	after := string(conf.Bytes())
+	if _, ok := errors.AsType[*passthrough.CutOffError](err); ok && after == before && strings.Contains(before, "\x00") {
+		return
+	}
+	if err != nil {
 		t.Fatalf("Set of %q: %v", before, err)
 	}
-	after := string(conf.Bytes())
 
 	again := pveconf.Parse([]byte(after))
 	if err := passthrough.Set(again, node2, minors, mode); err != nil {
@@ -241,12 +246,16 @@ func FuzzSetAndBack(f *testing.F) {
 
 func checkSetAndBack(t *testing.T, base string, bits uint8, native bool, otherBits uint8, otherNative bool) {
 	conf := pveconf.Parse([]byte(base))
+	cutOff := false
 	step := func(bits uint8, native bool) string {
 		mode := modes[0]
 		if native {
 			mode = modes[1]
 		}
-		if err := passthrough.Set(conf, node2, minorsOf(bits), mode); err != nil {
+		err := passthrough.Set(conf, node2, minorsOf(bits), mode)
+		if _, ok := errors.AsType[*passthrough.CutOffError](err); ok {
+			cutOff = true
+		} else if err != nil {
 			t.Fatalf("Set of %q: %v", conf.Bytes(), err)
 		}
 		return string(conf.Bytes())
@@ -256,7 +265,11 @@ func checkSetAndBack(t *testing.T, base string, bits uint8, native bool, otherBi
 	step(0, false)
 	first := step(bits, native)
 	other := step(otherBits, otherNative)
-	if diff := cmp.Diff(strings.TrimSuffix(first, "\n"), strings.TrimSuffix(step(bits, native), "\n")); diff != "" {
+	back := step(bits, native)
+	if cutOff {
+		return // checkSet has that
+	}
+	if diff := cmp.Diff(strings.TrimSuffix(first, "\n"), strings.TrimSuffix(back, "\n")); diff != "" {
 		t.Errorf("%q became %q, then %q, and then (-want +got):\n%s", base, first, other, diff)
 	}
 }

@@ -75,7 +75,8 @@ type cancellations struct {
 	mounts int          // the last empty lxc.mount.entry; 0: none
 	rules  int          // the last line that forgets every allow rule
 	denied map[Rule]int // the last deny rule of each kind
-	nul    int          // the line in which LXC's configuration ends
+	nul    int          // the line in which LXC's configuration ends; 0: none
+	nulKey string       // of that line
 }
 
 func read(f *pveconf.File, inv Inventory, wantsUVM bool) *conf {
@@ -142,7 +143,7 @@ func readCancellations(raw []pveconf.Entry) cancellations {
 			}
 		}
 		if hasNUL(e) {
-			below.nul = e.Line
+			below.nul, below.nulKey = e.Line, e.Key
 			break
 		}
 	}

@@ -28,6 +28,14 @@ func (e *NodeError) Error() string {
 	return e.Path + " is missing on the node or does not have the driver's numbers"
 }
 
+// A CutOffError says that raw lines cannot take effect in a conf: one of its lines cancels those above it, and has a
+// NUL, at which LXC stops reading.
+type CutOffError struct{ Key string } // of that line
+
+func (e *CutOffError) Error() string {
+	return fmt.Sprintf("a %s line cancels all such lines above it and, with the NUL in it, hides all below it from LXC; remove that line", e.Key)
+}
+
 // ErrNoSlot says that every devN from dev0 to dev255 is in use.
 var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
 
@@ -38,7 +46,8 @@ var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
 // lines stay. Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
 // wrote what is there, setting something else and then the first again brings back its bytes.
 //
-// On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], or one about the mode.
+// On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], a [*CutOffError], or one about
+// the mode.
 func Set(f *pveconf.File, inv Inventory, minors []int, mode Mode) error {
 	want, err := wanted(inv, minors)
 	switch {
@@ -189,6 +198,9 @@ func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
 		if c.below.cancelled(r, before) {
 			before = 0
 		}
+		if c.below.nul > 0 && c.below.cancelled(r, c.below.nul-1) {
+			return &CutOffError{Key: c.below.nulKey}
+		}
 		added = append(added, addition{before, allowKey, r.String()})
 	}
 	for i, n := range want {
@@ -203,6 +215,9 @@ func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
 		before := first(mounts[i+1:])
 		if c.below.mounts > before {
 			before = 0
+		}
+		if c.below.nul > 0 && c.below.mounts >= c.below.nul {
+			return &CutOffError{Key: mountKey}
 		}
 		added = append(added, addition{before, mountKey, value})
 	}

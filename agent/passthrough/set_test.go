@@ -1,6 +1,7 @@
 package passthrough_test
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -100,6 +101,28 @@ func TestSet(t *testing.T) {
 			}
 			if diff := cmp.Diff(c.after, got); diff != "" {
 				t.Errorf("Set %v %v of\n%s(-want +got):\n%s", c.minors, c.mode, c.before, diff)
+			}
+		})
+	}
+}
+
+func TestSetCutOff(t *testing.T) {
+	for _, tt := range []struct{ name, conf, key string }{
+		{"every rule", "memory: 512\nlxc.cgroup2.devices.allow:\x00\n", "lxc.cgroup2.devices.allow"},
+		{"one rule", "lxc.cgroup2.devices.deny: c 195:0 rwm\x00\n", "lxc.cgroup2.devices.deny"},
+		{"every mount", "unprivileged: 1\nlxc.mount.entry: \x00 x\n", "lxc.mount.entry"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := pveconf.Parse([]byte(tt.conf))
+			err := passthrough.Set(f, node2, []int{0}, passthrough.ModeRaw)
+			if e, ok := errors.AsType[*passthrough.CutOffError](err); !ok || e.Key != tt.key {
+				t.Errorf("Set of %q: %v, want a CutOffError for %s", tt.conf, err, tt.key)
+			}
+			if got := string(f.Bytes()); got != tt.conf {
+				t.Errorf("Set of %q wrote %q", tt.conf, got)
+			}
+			if err := passthrough.Set(f, node2, []int{0}, passthrough.ModeNative); err != nil {
+				t.Errorf("Set of %q in native mode: %v", tt.conf, err)
 			}
 		})
 	}
