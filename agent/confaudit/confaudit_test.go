@@ -243,8 +243,9 @@ var tests = []struct {
 		`6 note init: the first program in the container is "/app"`,
 	}},
 	{"features", user + "features: nesting=1,keyctl=0,mknod=1,mount=nfs\n", []string{
-		"5 note feature: features that weaken the container's walls: nesting, mknod, mount=nfs",
+		"5 note feature: features that weaken the container's walls: mknod, mount=nfs",
 	}},
+	{"an ordinary container, with the nesting that Proxmox's own dialog sets", user + "features: nesting=1\n", nil},
 	{"features, privileged", root + "features: nesting=1\n", []string{
 		"4 note privileged: the container is privileged: its root is the node's root, behind AppArmor and a list of capabilities",
 		"5 warning feature: features that weaken the container's walls: nesting",

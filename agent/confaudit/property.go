@@ -34,10 +34,12 @@ func (s *section) checkFeatures(e pveconf.Entry) {
 		switch {
 		case name == "mount" && value != "":
 			weak = append(weak, "mount="+value)
+		case name == "nesting" && s.mapped:
+			// Proxmox's own dialog sets it for every new unprivileged container, and systemd needs it.
 		case name != "" && value != "" && value != "0":
 			weak = append(weak, name)
 			if name == "nesting" {
-				severity = s.unlessMapped(Warning, Note)
+				severity = Warning
 			}
 		}
 	}
