@@ -98,11 +98,11 @@ type remark struct {
 	severity confaudit.Severity
 }
 
-func confAuditFiles(_ context.Context, s *session, paths []string) error {
+func confAuditFiles(ctx context.Context, s *session, paths []string) error {
 	var confs []audited
 	var errs []error
 	for _, path := range paths {
-		name, b, err := s.readConf(path)
+		name, b, err := s.readConf(ctx, path)
 		if err != nil {
 			errs = append(errs, err)
 			continue

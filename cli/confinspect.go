@@ -39,8 +39,8 @@ Proxmox's next rewrite makes.
 
 Exit status: 1 also if Proxmox's parser dies on the file with --proxmox, or its writer with --diff.`,
 		Args: exactly("FILE"),
-		RunE: p.alone(func(_ context.Context, s *session, args []string) error {
-			name, conf, err := s.readConf(args[0])
+		RunE: p.alone(func(ctx context.Context, s *session, args []string) error {
+			name, conf, err := s.readConf(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -63,8 +63,8 @@ pct set. The bytes are exact. Nobody is asked: it needs no controller, no agent 
 
 Exit status: 1 if Proxmox's parser or writer dies on the file.`,
 		Args: exactly("FILE"),
-		RunE: p.alone(func(_ context.Context, s *session, args []string) error {
-			name, conf, err := s.readConf(args[0])
+		RunE: p.alone(func(ctx context.Context, s *session, args []string) error {
+			name, conf, err := s.readConf(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -80,8 +80,12 @@ Exit status: 1 if Proxmox's parser or writer dies on the file.`,
 }
 
 // readConf reads a conf from a path, or from stdin if that is "-", and returns what to call it.
-func (s *session) readConf(path string) (name string, conf []byte, err error) {
-	if name, conf, err = s.readFile(path, maxConf); err != nil {
+func (s *session) readConf(ctx context.Context, path string) (name string, conf []byte, err error) {
+	name, conf, err = s.readFile(ctx, path, maxConf)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "", nil, errors.New("interrupted")
+	case err != nil:
 		return "", nil, fmt.Errorf("read the conf: %w", err)
 	}
 	return name, conf, nil

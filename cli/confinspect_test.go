@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -150,5 +151,28 @@ func TestConfFilesWithoutSettings(t *testing.T) {
 		if got.code != 0 || got.stdout == "" || got.stderr != "" {
 			t.Errorf("conf %s -: exit %d\n%s%s", command, got.code, got.stdout, got.stderr)
 		}
+	}
+}
+
+// A first Ctrl-C ends the wait for a stdin that says nothing.
+func TestStdinInterrupted(t *testing.T) {
+	noSettings(t)
+	for _, args := range [][]string{{"conf", "inspect", "-"}, {"conf", "canonical", "-"}, {"conf", "audit", "--files", "-"}, {"validate", "-"}} {
+		stdin, silent := io.Pipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var stderr bytes.Buffer
+		ended := make(chan int, 1)
+		p := cli.Program{In: stdin, Out: io.Discard, Err: &stderr}
+		go func() { ended <- p.Run(ctx, args) }()
+		select {
+		case code := <-ended:
+			if want := "phoenix-cli: interrupted\n"; code != 1 || stderr.String() != want {
+				t.Errorf("%v: exit %d, stderr %q, want 1, %q", args, code, stderr.String(), want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%v: still reading 10 s after it was interrupted", args)
+		}
+		silent.Close()
 	}
 }

@@ -33,7 +33,7 @@ Exit status: 0 if there is no error; warnings do not count.`,
 				})(cmd, args)
 			}
 			return p.offline(func(ctx context.Context, s *session, args []string) error {
-				r, err := fleetFile(s, args[0])
+				r, err := fleetFile(ctx, s, args[0])
 				if err != nil {
 					return err
 				}
@@ -44,8 +44,8 @@ Exit status: 0 if there is no error; warnings do not count.`,
 }
 
 // fleetFile reads a fleet file from a path, or from stdin if that is "-".
-func fleetFile(s *session, path string) (*controllerv1.ValidateFleetRequest, error) {
-	name, content, err := s.readFile(path, maxFleetFile)
+func fleetFile(ctx context.Context, s *session, path string) (*controllerv1.ValidateFleetRequest, error) {
+	name, content, err := s.readFile(ctx, path, maxFleetFile)
 	if err != nil {
 		return nil, fmt.Errorf("read the fleet file: %w", err)
 	}
@@ -56,25 +56,44 @@ func fleetFile(s *session, path string) (*controllerv1.ValidateFleetRequest, err
 }
 
 // readFile reads a file of at most so many MiB, or stdin if its path is "-", and returns what to call it.
-func (s *session) readFile(path string, mostMiB int) (name string, content []byte, err error) {
-	name, in := path, s.in
-	if path == "-" {
+func (s *session) readFile(ctx context.Context, path string, mostMiB int) (name string, content []byte, err error) {
+	if name = path; path == "-" {
 		name = "stdin"
-	} else {
+	}
+	type result struct {
+		content []byte
+		err     error
+	}
+	done := make(chan result, 1)
+	// Nothing ends a read of a terminal or of a silent pipe, nor the opening of one. After an interrupt it is left to the
+	// end of the process.
+	go func() {
+		content, err := s.readAtMost(path, int64(mostMiB)<<20+1)
+		done <- result{content, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return "", nil, ctx.Err()
+	case r := <-done:
+		if r.err == nil && len(r.content) > mostMiB<<20 {
+			r.err = fmt.Errorf("%s is larger than %d MiB", name, mostMiB)
+		}
+		return name, r.content, r.err
+	}
+}
+
+// readAtMost reads the first bytes of a file, or of stdin if its path is "-".
+func (s *session) readAtMost(path string, bytes int64) ([]byte, error) {
+	in := s.in
+	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return "", nil, err
+			return nil, err
 		}
 		defer f.Close()
 		in = f
 	}
-	if content, err = io.ReadAll(io.LimitReader(in, int64(mostMiB)<<20+1)); err != nil {
-		return "", nil, err
-	}
-	if len(content) > mostMiB<<20 {
-		return "", nil, fmt.Errorf("%s is larger than %d MiB", name, mostMiB)
-	}
-	return name, content, nil
+	return io.ReadAll(io.LimitReader(in, bytes))
 }
 
 func validate(ctx context.Context, s *session, r *controllerv1.ValidateFleetRequest) error {
