@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"agent/confstore":   {"agent/pveconf"},
 	"agent/attach":      {},
 	"agent/probe":       {"agent/attach"},
+	"agent/transfer":    {"agent/attach"},
 	"agent/container":   {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf"},
 	"controller/engine": {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
 }

@@ -23,6 +23,7 @@ import (
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/server"
+	"phoenix.internal/agent/transfer"
 )
 
 // Run serves until ctx ends. It returns when everything it started has ended.
@@ -67,6 +68,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Containers: manager,
 		Prober:     &probe.Prober{Attacher: attacher},
 		Attacher:   attacher,
+		Files:      &transfer.Mover{Attacher: attacher},
 		Facts:      server.Facts{LXCVersion: lxcVersion(ctx)},
 		Log:        log,
 	}, tlsConfig)

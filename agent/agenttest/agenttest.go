@@ -24,6 +24,7 @@ import (
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/server"
+	"phoenix.internal/agent/transfer"
 )
 
 // Options make a node; the zero value has the name pve1 and no GPU.
@@ -100,7 +101,7 @@ func (n *Node) Start() {
 	attacher := attach.Attacher{Path: n.path("usr/bin/lxc-attach")}
 	srv := server.New(&server.Node{
 		Name: n.Name, Version: "test", Started: time.Now(), Containers: n.Manager,
-		Prober: n.Runtime, Attacher: attacher, Log: n.Manager.Log,
+		Prober: n.Runtime, Attacher: attacher, Files: &transfer.Mover{Attacher: static{attacher}}, Log: n.Manager.Log,
 		Facts: server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
 	}, tlsConfig)
 	lis, err := net.Listen("tcp", cmp.Or(n.Address, loopback()+":0"))

@@ -56,6 +56,7 @@ type Node struct {
 	Containers *container.Manager
 	Prober     Prober
 	Attacher   Attacher
+	Files      Files
 	Facts      Facts
 	Log        *slog.Logger
 }
@@ -100,7 +101,9 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 	agentv1.RegisterNodeServiceServer(s.grpc, &nodeServer{node: node, events: s.events})
 	agentv1.RegisterDeviceServiceServer(s.grpc, &deviceServer{node: node})
 	agentv1.RegisterContainerServiceServer(s.grpc, &containerServer{node: node})
-	agentv1.RegisterExecServiceServer(s.grpc, newExecServer(node))
+	execs := newExecServer(node)
+	agentv1.RegisterExecServiceServer(s.grpc, execs)
+	agentv1.RegisterFileServiceServer(s.grpc, &fileServer{node: node, execs: execs})
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	for name := range s.grpc.GetServiceInfo() {

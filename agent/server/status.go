@@ -18,6 +18,7 @@ import (
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pct"
 	"phoenix.internal/agent/probe"
+	"phoenix.internal/agent/transfer"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
@@ -184,7 +185,23 @@ func statusOf(requestID string, err error) error {
 	if e, ok := errors.AsType[*confstore.RevisionDirError](err); ok {
 		return fail(codes.Unavailable, errorv1.Reason_REASON_STATE_UNAVAILABLE, map[string]string{"path": e.Path})
 	}
+	if e, ok := errors.AsType[*transfer.FileError](err); ok {
+		md := ctid(of)
+		md["path"] = e.Path
+		switch e.Kind {
+		case transfer.NotFound:
+			return fail(codes.NotFound, errorv1.Reason_REASON_FILE_NOT_FOUND, md)
+		case transfer.NoSpace:
+			return fail(codes.FailedPrecondition, errorv1.Reason_REASON_FILE_NO_SPACE, md)
+		case transfer.Changed:
+			return fail(codes.Aborted, errorv1.Reason_REASON_FILE_CHANGED, md)
+		default:
+			return fail(codes.FailedPrecondition, errorv1.Reason_REASON_FILE_REFUSED, md)
+		}
+	}
 	switch {
+	case errors.Is(err, transfer.ErrBrokenOff):
+		return fail(codes.Unavailable, errorv1.Reason_REASON_TRANSFER_BROKEN_OFF, ctid(of))
 	case errors.Is(err, confstore.ErrNotFound), errors.Is(err, pct.ErrNotFound):
 		return fail(codes.NotFound, errorv1.Reason_REASON_CONTAINER_NOT_FOUND, ctid(of))
 	case errors.Is(err, confstore.ErrNoQuorum), errors.Is(err, pct.ErrNoQuorum):

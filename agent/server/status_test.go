@@ -25,6 +25,7 @@ import (
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pct"
 	"phoenix.internal/agent/probe"
+	"phoenix.internal/agent/transfer"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
@@ -107,6 +108,11 @@ func TestStatusOf(t *testing.T) {
 		{"no user", of901(attach.ErrNoUser), codes.FailedPrecondition, "USER_NOT_FOUND", ctid()},
 		{"no directory", of901(attach.ErrNoDirectory), codes.FailedPrecondition, "DIRECTORY_NOT_USABLE", ctid()},
 		{"probe", of901(probe.ErrProbe), codes.FailedPrecondition, "ATTACH_FAILED", ctid()},
+		{"no file", of901(&transfer.FileError{Kind: transfer.NotFound, Path: "/x"}), codes.NotFound, "FILE_NOT_FOUND", ctid("path", "/x")},
+		{"no regular file", of901(&transfer.FileError{Kind: transfer.Refused, Path: "/x"}), codes.FailedPrecondition, "FILE_REFUSED", ctid("path", "/x")},
+		{"no space for a file", of901(&transfer.FileError{Kind: transfer.NoSpace, Path: "/x"}), codes.FailedPrecondition, "FILE_NO_SPACE", ctid("path", "/x")},
+		{"a file that changes", of901(&transfer.FileError{Kind: transfer.Changed, Path: "/x"}), codes.Aborted, "FILE_CHANGED", ctid("path", "/x")},
+		{"transfer broken off", of901(transfer.ErrBrokenOff), codes.Unavailable, "TRANSFER_BROKEN_OFF", ctid()},
 		{"state directory", of901(&container.StateError{Path: "/s", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/s"}},
 		{"revisions", of901(&confstore.RevisionDirError{Path: "/r", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/r"}},
 		{"the agent stops", shuttingDown(), codes.Unavailable, "SHUTTING_DOWN", nil},

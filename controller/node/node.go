@@ -181,6 +181,9 @@ func (n *Node) Containers() agentv1.ContainerServiceClient {
 // Exec returns the agent's ExecService.
 func (n *Node) Exec() agentv1.ExecServiceClient { return agentv1.NewExecServiceClient(n.conn) }
 
+// Files returns the agent's FileService.
+func (n *Node) Files() agentv1.FileServiceClient { return agentv1.NewFileServiceClient(n.conn) }
+
 // each calls fn for every node, all at once, and waits for them. fn gets the node's position by name.
 func (f *Fleet) each(ctx context.Context, timeout time.Duration, fn func(ctx context.Context, i int, n *Node)) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)

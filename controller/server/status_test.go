@@ -221,6 +221,11 @@ var fromAgents = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_START_ROLLED_BACK:      true,
 	errorv1.Reason_REASON_PCT_FAILED:             true,
 	errorv1.Reason_REASON_ATTACH_FAILED:          true,
+	errorv1.Reason_REASON_FILE_NOT_FOUND:         true,
+	errorv1.Reason_REASON_FILE_REFUSED:           true,
+	errorv1.Reason_REASON_FILE_NO_SPACE:          true,
+	errorv1.Reason_REASON_FILE_CHANGED:           true,
+	errorv1.Reason_REASON_TRANSFER_BROKEN_OFF:    true,
 }
 
 // TestEveryReason shows that each reason has a case here or comes from agents, and none both.

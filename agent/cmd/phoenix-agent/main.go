@@ -13,6 +13,7 @@ import (
 	"phoenix.internal/agent"
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/probe"
+	"phoenix.internal/agent/transfer"
 )
 
 func main() {
@@ -20,6 +21,8 @@ func main() {
 		switch os.Args[1] {
 		case probe.Argument:
 			os.Exit(probe.Main(os.Args[2:]))
+		case transfer.Argument:
+			os.Exit(transfer.Main(os.Args[2:]))
 		case attach.Argument:
 			os.Exit(attach.Main(os.Args[2:]))
 		}

@@ -121,7 +121,7 @@ const (
 	// ABORTED. The content changed while it was copied. Metadata: `ctid`, `path`.
 	Reason_REASON_FILE_CHANGED Reason = 56
 	// UNAVAILABLE. The transfer of a file was broken off: the container or the process in it was stopped, or nothing
-	// moved for too long. The same transfer again continues it. Metadata: `ctid`, `path`.
+	// moved for too long. The same transfer again continues it. Metadata: `ctid`.
 	Reason_REASON_TRANSFER_BROKEN_OFF Reason = 57
 	// RESOURCE_EXHAUSTED. A limit of this server, or of Proxmox (`devN`), is reached. Metadata: `limit`.
 	Reason_REASON_LIMIT_EXCEEDED Reason = 60

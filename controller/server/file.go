@@ -1,0 +1,100 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+)
+
+// fileService passes files on between callers and the agent of the container's node, one message at a time in each
+// direction, as Exec does.
+type fileService struct {
+	API
+	controllerv1.UnimplementedFileServiceServer
+}
+
+func (s *fileService) Push(down controllerv1.FileService_PushServer) error {
+	first, err := down.Recv()
+	switch {
+	case errors.Is(err, io.EOF):
+		return &FieldError{Field: "input.start", Message: "the stream ended before it"}
+	case err != nil:
+		return err
+	case first.GetInput().GetStart() == nil:
+		return &FieldError{Field: "input.start", Message: "it must be the first message"}
+	}
+	ctx, cancel := context.WithCancel(down.Context())
+	defer cancel()
+	n, err := (&containerService{API: s.API}).find(ctx, first.GetInput().GetStart().GetCtid())
+	if err != nil {
+		return err
+	}
+	up, err := n.Files().Push(ctx)
+	if err != nil {
+		return err
+	}
+	// It ends when Push itself has, at the latest: see Exec.
+	go func() {
+		if err := forwardFile(up, first, down); err != nil {
+			cancel() // the caller is gone
+		}
+	}()
+	for {
+		out, err := up.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := down.Send(&controllerv1.PushResponse{Output: out.GetOutput()}); err != nil {
+			return err
+		}
+	}
+}
+
+// forwardFile sends first and then what the caller sends, half-close included. The error is about the caller.
+func forwardFile(up agentv1.FileService_PushClient, first *controllerv1.PushRequest, down controllerv1.FileService_PushServer) error {
+	for in := first; ; {
+		if err := up.Send(&agentv1.PushRequest{Input: in.GetInput()}); err != nil {
+			return nil // Recv says why
+		}
+		var err error
+		in, err = down.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			_ = up.CloseSend() // always nil
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (s *fileService) Pull(req *controllerv1.PullRequest, down controllerv1.FileService_PullServer) error {
+	ctx, cancel := context.WithCancel(down.Context())
+	defer cancel()
+	n, err := (&containerService{API: s.API}).find(ctx, req.GetPull().GetCtid())
+	if err != nil {
+		return err
+	}
+	up, err := n.Files().Pull(ctx, &agentv1.PullRequest{Pull: req.GetPull()})
+	if err != nil {
+		return err
+	}
+	for {
+		out, err := up.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := down.Send(&controllerv1.PullResponse{Output: out.GetOutput()}); err != nil {
+			return err
+		}
+	}
+}
