@@ -67,7 +67,7 @@ type Command struct {
 	// when the command ends is not waited for: the caller ends it.
 	Stdin io.Reader
 
-	// Output is written as it comes, in pieces of at most 32 KiB; nil discards it. A Write that
+	// Output is written as it comes, in pieces of at most 16 KiB; nil discards it. A Write that
 	// blocks makes the command wait. It must return when the context of Start is done. If it fails,
 	// the command is ended.
 	Stdout, Stderr io.Writer

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/term"
 )
 
-// chunk is the size of the largest Write: what two messages of the agent's API hold.
-const chunk = 2 * (16<<10 - 64)
+// chunk is the size of the largest Write: what one message of the agent's API holds.
+const chunk = 16<<10 - 64
 
 // streams are the descriptors between us and a command.
 type streams struct {
