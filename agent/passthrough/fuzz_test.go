@@ -269,7 +269,7 @@ func checkSetAndBack(t *testing.T, base string, bits uint8, native bool, otherBi
 	if cutOff {
 		return // checkSet has that
 	}
-	if diff := cmp.Diff(strings.TrimSuffix(first, "\n"), strings.TrimSuffix(back, "\n")); diff != "" {
+	if diff := cmp.Diff(first, back); diff != "" {
 		t.Errorf("%q became %q, then %q, and then (-want +got):\n%s", base, first, other, diff)
 	}
 }

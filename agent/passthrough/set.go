@@ -43,7 +43,8 @@ var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
 // that every use of a GPU needs. Without minors it takes every NVIDIA device away, and mode does not matter.
 //
 // Entries that are right stay byte for byte, every other NVIDIA entry goes, whoever wrote it, and all other
-// lines stay. Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
+// lines stay. (An NVIDIA entry with a NUL in it hides the lines below it from LXC: with it gone they are in
+// force.) Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
 // wrote what is there, setting something else and then the first again brings back its bytes.
 //
 // On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], a [*CutOffError], or one about

@@ -141,6 +141,7 @@ func (f *File) replace(key string, l line) {
 			lines, last = lines+1, i+1
 		}
 	}
+	l.lf = f.lines[last-1].lf
 	f.lines[last-1] = l
 	if lines > 1 {
 		f.remove(kindProperty, func(e Entry) bool { return e.Key == key && e.Line != last })
@@ -223,16 +224,25 @@ func (f *File) contentEnd(end int) int {
 	return end
 }
 
+// insert adds a line. A file that does not end in a line feed still does not: else the line's removal would not bring
+// back the bytes.
 func (f *File) insert(at int, l line) {
-	if at > 0 {
-		f.lines[at-1].lf = true
+	if at > 0 && at == len(f.lines) {
+		l.lf, f.lines[at-1].lf = f.lines[at-1].lf, true
 	}
 	f.lines = slices.Insert(f.lines, at, l)
 }
 
+// remove removes lines of the main section and returns how many. Like insert it leaves the end of the file as it is.
 func (f *File) remove(k kind, match func(Entry) bool) int {
 	end, i := f.mainEnd(), 0
 	before := len(f.lines)
+	open := before > 0 && !f.lines[before-1].lf
+	defer func() {
+		if n := len(f.lines); n > 0 && open {
+			f.lines[n-1].lf = false
+		}
+	}()
 	f.lines = slices.DeleteFunc(f.lines, func(l line) bool {
 		i++
 		return i <= end && l.kind == k && match(Entry{l.key, l.value, i})
