@@ -75,7 +75,9 @@ func Local(ctx context.Context, cfg LocalConfig) (conn *grpc.ClientConn, closeAl
 	conn, err = grpc.NewClient("passthrough:///local",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDisableServiceConfig())
+		grpc.WithDisableServiceConfig(),
+		grpc.WithStaticStreamWindowSize(128<<10), // as over the network
+		grpc.WithStaticConnWindowSize(4<<20))
 	if err != nil {
 		return nil, nil, errors.Join(err, agents.Close())
 	}

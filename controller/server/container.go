@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"time"
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
@@ -131,14 +133,9 @@ func (s *containerService) Probe(ctx context.Context, req *controllerv1.ProbeReq
 // Exec passes messages both ways, one at a time in each direction, so that flow control reaches from the command to
 // the caller and back, and nothing is buffered here.
 func (s *containerService) Exec(down controllerv1.ContainerService_ExecServer) error {
-	first, err := down.Recv()
-	switch {
-	case errors.Is(err, io.EOF):
-		return &FieldError{Field: "input.start", Message: "the stream ended before it"}
-	case err != nil:
+	first, err := receiveStart(down)
+	if err != nil {
 		return err
-	case first.GetInput().GetStart() == nil:
-		return &FieldError{Field: "input.start", Message: "it must be the first message"}
 	}
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
@@ -169,6 +166,33 @@ func (s *containerService) Exec(down controllerv1.ContainerService_ExecServer) e
 			return err
 		}
 	}
+}
+
+// receiveStart returns the first message of an exec, which must be a start.
+func receiveStart(down controllerv1.ContainerService_ExecServer) (*controllerv1.ExecRequest, error) {
+	var first *controllerv1.ExecRequest
+	var err error
+	received := make(chan struct{})
+	go func() { // ends with the handler at the latest
+		defer close(received)
+		first, err = down.Recv()
+	}()
+	late := time.NewTimer(startWait)
+	defer late.Stop()
+	select {
+	case <-received:
+	case <-late.C:
+		return nil, &FieldError{Field: "input.start", Message: fmt.Sprintf("it did not come within %v", startWait)}
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, &FieldError{Field: "input.start", Message: "the stream ended before it"}
+	case err != nil:
+		return nil, err
+	case first.GetInput().GetStart() == nil:
+		return nil, &FieldError{Field: "input.start", Message: "it must be the first message"}
+	}
+	return first, nil
 }
 
 // forwardInput sends first and then what the caller sends, half-close included. The error is about the caller: if the

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,7 +22,11 @@ import (
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 
+	"phoenix.internal/controller/client"
 	"phoenix.internal/controller/nodetest"
+	"phoenix.internal/controller/pki"
+	"phoenix.internal/controller/pki/pkitest"
+	"phoenix.internal/controller/server"
 )
 
 func TestNodes(t *testing.T) {
@@ -363,6 +369,103 @@ func TestExecUnread(t *testing.T) {
 	if n := <-sent; n < 128<<10 || n > 1<<20 {
 		t.Errorf("the agent could send %d KiB, want 128 to 1024", n>>10)
 	}
+}
+
+// A caller that sends nothing does not keep its stream.
+func TestExecLateStart(t *testing.T) {
+	server.SetStartWait(t, 20*time.Millisecond)
+	f := start(t, "")
+	s, err := f.Containers.Exec(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Recv()
+	wantReason(t, "nothing", err, codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD, map[string]string{"field": "input.start"})
+}
+
+// Output that nobody reads is held within bounds. Agent and caller are in this process too: what they hold is measured
+// without a controller between them, and the controller's share is the difference.
+func TestExecUnreadMemory(t *testing.T) {
+	const (
+		streams = 63 // what an agent takes on one connection
+		chunk   = 16<<10 - 64
+		bound   = 256 << 10
+	)
+	var sent, waiting atomic.Int64
+	pve1 := &nodetest.Agent{Name: "pve1", OnExec: func(s agentv1.ExecService_ExecServer) error {
+		out := &agentv1.ExecResponse{Output: &typev1.ExecOutput{Output: &typev1.ExecOutput_Stdout{Stdout: zeros[:chunk]}}}
+		for {
+			waiting.Add(1)
+			err := s.Send(out)
+			waiting.Add(-1)
+			if err != nil {
+				return err
+			}
+			sent.Add(chunk)
+		}
+	}}
+	pve1.Add(901, true)
+	f := start(t, "", pve1)
+	measure := func(call func(context.Context) error) (bytes, held int64) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		before := heldBytes()
+		sent.Store(0)
+		for range streams {
+			if err := call(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for still, last := 0, int64(0); still < 20; {
+			time.Sleep(25 * time.Millisecond)
+			if now := sent.Load(); now != last || waiting.Load() != streams {
+				still, last = 0, now
+				continue
+			}
+			still++
+		}
+		bytes, held = sent.Load(), heldBytes()-before
+		cancel()
+		for waiting.Load() > 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+		return bytes, held
+	}
+	direct, err := client.Dial(f.agents[0], load(t, f.ca.Issue(t, pkitest.Leaf{Name: "direct", Purposes: []pki.Purpose{pki.Call}}), pki.Call).Client("pve1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close() //nolint:errcheck // nothing depends on it any more
+	sentDirectly, heldOutside := measure(func(ctx context.Context) error {
+		_, err := agentv1.NewExecServiceClient(direct).Exec(ctx)
+		return err
+	})
+	sentThrough, heldInAll := measure(func(ctx context.Context) error {
+		s, err := f.Containers.Exec(ctx)
+		if err != nil {
+			return err
+		}
+		return s.Send(command(901))
+	})
+	taken, held := (sentThrough-sentDirectly)/streams, (heldInAll-heldOutside)/streams
+	t.Logf("for each stream: %d KiB taken by the controller, %d KiB held", taken>>10, held>>10)
+	if taken < chunk {
+		t.Errorf("%d bytes taken from the agent: this measures nothing", taken)
+	}
+	if taken > bound || held > bound {
+		t.Errorf("%d KiB taken and %d KiB held for each stream, want at most %d", taken>>10, held>>10, bound>>10)
+	}
+}
+
+var zeros [32 << 10]byte
+
+// heldBytes returns what this process holds in heap and stacks.
+func heldBytes() int64 {
+	runtime.GC()
+	runtime.GC() // what lies in pools survives one
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
 }
 
 func TestExecWithoutStart(t *testing.T) {

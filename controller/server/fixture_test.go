@@ -29,7 +29,8 @@ type fixture struct {
 	conn    *grpc.ClientConn
 	ca      *pkitest.CA
 	address string
-	fleet   string // path of the fleet file
+	agents  []string // addresses
+	fleet   string   // path of the fleet file
 	log     *buffer
 	stop    func() // stops the server and waits for it; may be called twice
 }
@@ -43,7 +44,8 @@ func start(t *testing.T, fleetFile string, agents ...*nodetest.Agent) *fixture {
 	}
 	var nodes []node.Config
 	for _, a := range agents {
-		nodes = append(nodes, node.Config{Name: a.Name, Address: a.Start(t, f.ca)})
+		f.agents = append(f.agents, a.Start(t, f.ca))
+		nodes = append(nodes, node.Config{Name: a.Name, Address: f.agents[len(f.agents)-1]})
 	}
 	own := load(t, f.ca.Issue(t, pkitest.Leaf{Name: client.ServerName}), pki.Serve, pki.Call)
 	log := textLog(f.log)

@@ -34,6 +34,9 @@ const (
 	restartStreamTimeout     = 25 * time.Minute
 )
 
+// startWait is how long the caller of an exec may take for its first message, and with it holds a stream.
+var startWait = 10 * time.Second
+
 // Limit closes connections beyond the limits on their number, in all and for each address, as soon as they are
 // accepted: the accept loop never waits.
 func Limit(l net.Listener) net.Listener {

@@ -221,6 +221,8 @@ var fromAgents = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_START_ROLLED_BACK:      true,
 	errorv1.Reason_REASON_PCT_FAILED:             true,
 	errorv1.Reason_REASON_ATTACH_FAILED:          true,
+	errorv1.Reason_REASON_USER_NOT_FOUND:         true,
+	errorv1.Reason_REASON_DIRECTORY_NOT_USABLE:   true,
 	errorv1.Reason_REASON_FILE_NOT_FOUND:         true,
 	errorv1.Reason_REASON_FILE_REFUSED:           true,
 	errorv1.Reason_REASON_FILE_NO_SPACE:          true,
