@@ -23,66 +23,94 @@ import (
 
 // Limits of the API.
 const (
-	stdinChunk     = 32 << 10
+	stdinChunk     = 32<<10 - 64 // at most 32 KiB; so it fits with its headers into grpc's buffers of that size
 	maxTerminal    = 4096
 	defaultTimeout = time.Hour
 	maxTimeout     = 24 * time.Hour
 	maxEnv         = 64
 	maxArgv        = 256
+	maxUser        = 128
+	maxPath        = 4096
 )
 
 // insistence is how often a signal must come until it ends the call instead of going to the command.
 const insistence = 3
 
 type execOptions struct {
-	ctid       int32
-	argv, env  []string
-	stdin, tty bool
-	timeout    time.Duration
+	ctid          int32
+	argv, env     []string
+	stdin, tty    bool
+	noStdin       bool
+	user, workdir string
+	timeout, idle time.Duration
+	many          manyOptions
 }
 
 func (p *Program) execCommand() *cobra.Command {
 	var o execOptions
 	cmd := &cobra.Command{
-		Use:   "exec [-i] [-t] [-e NAME=VALUE] CTID [--] COMMAND [ARG...]",
-		Short: "Run a command in a container",
-		Long: `Run a command in a running container, with its output, and exit with its status.
+		Use: `exec [-i | -n] [-t] [-u USER] [-w DIR] [-e NAME=VALUE] CTID [--] COMMAND [ARG...]
+  phoenix-cli exec {--all | --node NODE | --gpu N} [-u USER] [-w DIR] [-e NAME=VALUE] [--] COMMAND [ARG...]`,
+		Short: "Run a command in a container, or in many",
+		Long: `Run a command in a running container, with its streams, and exit with its status.
 
-No shell is involved: take "sh -c '...'" for one. With -t the command gets a terminal; -it is a session in it. Signals
-go to the command; one that comes three times ends the call, and the command with it.
+No shell is involved: take "sh -c '...'" for one. stdin goes to the command, as with ssh, if it is a pipe or a file; in a
+loop over lines of stdin that would take the lines, so give -n there. With -t the command gets a terminal; -it is a
+session in it. Signals go to the command; one that comes three times ends the call, and the command with it. SIGTERM or
+SIGHUP ends a session at once.
+
+With --all, --node or --gpu the command is run in every running container, or in those of a node, or in those that have
+GPU N in force; with several, in those that meet all of them. Each line of output begins with CTID and node. Containers
+that do not run are skipped.
 
 Exit status: the command's own, 128 plus the number of the signal that ended it, 126 if it cannot be executed, 127 if
-it is not there; 1, with a message, if there is no answer from it.`,
-		Example: "  phoenix-cli exec 901 nvidia-smi\n  phoenix-cli exec -it 901 bash\n  phoenix-cli exec -i 901 sh -c 'cat > /tmp/x' < x",
-		Args:    execArgs,
+it is not there; 1, with a message, if there is no answer from it. In many containers: 0 if all exited with 0, else 1.`,
+		Example: `  phoenix-cli exec 901 nvidia-smi
+  phoenix-cli exec -it 901 bash
+  tar c . | phoenix-cli exec -w /srv 901 tar x
+  phoenix-cli exec --gpu 0 -- nvidia-smi -L`,
+		Args: func(cmd *cobra.Command, args []string) error { return execArgs(cmd, o.many.asked(), args) },
 
 		DisableFlagsInUseLine: true, // the flags stand before the CTID
 		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
+			if o.many.asked() {
+				o.argv = args
+				return executeMany(ctx, s, o)
+			}
 			o.ctid, o.argv = mustCTID(args[0]), commandOf(args)
+			o.stdin = o.stdin || !o.noStdin && terminal.IsPiped(s.in)
 			return execute(ctx, s, o)
 		}),
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false) // what stands after the CTID is the command's
-	f.BoolVarP(&o.stdin, "stdin", "i", false, "send stdin to the command")
+	f.BoolVarP(&o.stdin, "stdin", "i", false, "send stdin to the command, also from a terminal")
+	f.BoolVarP(&o.noStdin, "no-stdin", "n", false, "never read stdin: the command's is empty")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	f.StringVarP(&o.user, "user", "u", "", "run it as `USER`[:GROUP], names or numbers of the container; default root")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "run it in this `DIR` of the container; default /")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "variable `NAME=VALUE` for the command; repeatable")
 	f.DurationVar(&o.timeout, "timeout", defaultTimeout, "end the command after this time, at most 24h")
+	f.DurationVar(&o.idle, "idle-timeout", 0, "end the command when nothing went in or out for so long, at most 24h; 0: never")
+	o.many.flags(f)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return misuseIf(cmd, o.check(cmd)) }
 	return cmd
 }
 
-func execArgs(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return misuse(cmd, errors.New("exec: CTID and COMMAND are missing"))
+func execArgs(cmd *cobra.Command, many bool, args []string) error {
+	argv := args
+	if !many {
+		if len(args) == 0 {
+			return misuse(cmd, errors.New("exec: CTID and COMMAND are missing"))
+		}
+		if _, err := parseCTID(args[0]); err != nil {
+			return misuse(cmd, err)
+		}
+		if len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-") {
+			return misuse(cmd, fmt.Errorf("%q stands after the CTID: flags of exec stand before it", args[1]))
+		}
+		argv = commandOf(args)
 	}
-	if _, err := parseCTID(args[0]); err != nil {
-		return misuse(cmd, err)
-	}
-	if len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-") {
-		return misuse(cmd, fmt.Errorf("%q stands after the CTID: flags of exec stand before it", args[1]))
-	}
-	argv := commandOf(args)
 	if len(argv) == 0 || argv[0] == "" {
 		return misuse(cmd, errors.New("exec: COMMAND is missing"))
 	}
@@ -115,7 +143,33 @@ func (o *execOptions) check(cmd *cobra.Command) error {
 	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON && o.tty {
 		return errors.New("--json and --tty exclude each other")
 	}
-	return checkDuration("timeout", o.timeout, time.Second, maxTimeout)
+	if o.stdin && o.noStdin {
+		return errors.New("--stdin and --no-stdin exclude each other")
+	}
+	if len(o.user) > maxUser || o.user != "" && !userName.MatchString(o.user) {
+		return fmt.Errorf("--user %q is not USER or USER:GROUP", o.user)
+	}
+	if o.workdir != "" && (o.workdir[0] != '/' || len(o.workdir) > maxPath) {
+		return fmt.Errorf("--workdir %q is not an absolute path", o.workdir)
+	}
+	return errors.Join(
+		checkDuration("timeout", o.timeout, time.Second, maxTimeout),
+		checkDuration("idle-timeout", o.idle, 0, maxTimeout),
+		o.many.check(cmd, o))
+}
+
+var userName = regexp.MustCompile(`^[^\x00-\x20\x7f,/:]+(:[^\x00-\x20\x7f,/:]+)?$`)
+
+// start returns the message that begins the command in a container.
+func (o execOptions) start(ctid int32) *typev1.ExecStart {
+	start := &typev1.ExecStart{
+		Ctid: ctid, Argv: o.argv, Env: o.env, Tty: o.tty, Stdin: o.stdin, Timeout: durationpb.New(o.timeout),
+		User: o.user, WorkingDirectory: o.workdir,
+	}
+	if o.idle > 0 {
+		start.IdleTimeout = durationpb.New(o.idle)
+	}
+	return start
 }
 
 // execute runs a command and returns its status as a commandExit.
@@ -123,9 +177,7 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 	// Signals belong to the command, which may want to end in its own way.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	start := &typev1.ExecStart{
-		Ctid: o.ctid, Argv: o.argv, Env: o.env, Tty: o.tty, Stdin: o.stdin, Timeout: durationpb.New(o.timeout),
-	}
+	start := o.start(o.ctid)
 	if o.tty {
 		if !terminal.Is(s.in) {
 			return &failure{err: errors.New("--tty: stdin is not a terminal"), hint: "Leave out -t."}
@@ -165,6 +217,22 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 
 // receive copies the output of a command until it ends.
 func receive(stream controllerv1.ContainerService_ExecClient, s *session) (*typev1.ExecExit, error) {
+	return eachOutput(stream, func(r *controllerv1.ExecResponse) (err error) {
+		if s.json {
+			return output.WriteJSONLine(s.out, r)
+		}
+		switch out := r.GetOutput().GetOutput().(type) {
+		case *typev1.ExecOutput_Stdout:
+			_, err = s.out.Write(out.Stdout)
+		case *typev1.ExecOutput_Stderr:
+			_, err = s.err.Write(out.Stderr)
+		}
+		return err
+	})
+}
+
+// eachOutput calls do for each message about a command, and returns how the command ended.
+func eachOutput(stream controllerv1.ContainerService_ExecClient, do func(*controllerv1.ExecResponse) error) (*typev1.ExecExit, error) {
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -173,41 +241,45 @@ func receive(stream controllerv1.ContainerService_ExecClient, s *session) (*type
 		if err != nil {
 			return nil, err
 		}
-		if s.json {
-			if err := output.WriteJSONLine(s.out, r); err != nil {
-				return nil, err
-			}
-		}
-		switch out := r.GetOutput().GetOutput().(type) {
-		case *typev1.ExecOutput_Stdout:
-			if !s.json {
-				_, err = s.out.Write(out.Stdout)
-			}
-		case *typev1.ExecOutput_Stderr:
-			if !s.json {
-				_, err = s.err.Write(out.Stderr)
-			}
-		case *typev1.ExecOutput_Exit:
-			return out.Exit, nil
-		}
-		if err != nil {
+		if err := do(r); err != nil {
 			return nil, err
+		}
+		if exit := r.GetOutput().GetExit(); exit != nil {
+			return exit, nil
 		}
 	}
 }
 
 // ended passes on how a command ended.
 func ended(s *session, o execOptions, exit *typev1.ExecExit) error {
-	if exit.GetTimedOut() {
-		s.warn("exec in CTID %d: the command was ended because its time of %v was over; --timeout gives more", o.ctid, o.timeout)
-	}
-	if !exit.GetOutputComplete() {
-		s.warn("exec in CTID %d: the output may lack its end: a process that the command left behind still holds it", o.ctid)
+	for _, remark := range remarksOn(o, exit) {
+		s.warn("exec in CTID %d: %s", o.ctid, remark)
 	}
 	if exit.GetCode() == 0 {
 		return nil
 	}
 	return &commandExit{code: int(exit.GetCode())}
+}
+
+// remarksOn returns what a person should know about the end of a command besides its status.
+func remarksOn(o execOptions, exit *typev1.ExecExit) []string {
+	var remarks []string
+	if exit.GetTimedOut() {
+		remarks = append(remarks, fmt.Sprintf("the command was ended because its time of %v was over; --timeout gives more", o.timeout))
+	}
+	if exit.GetIdledOut() {
+		remarks = append(remarks, fmt.Sprintf("the command was ended because nothing went in or out for %v (--idle-timeout)", o.idle))
+	}
+	if !exit.GetOutputComplete() {
+		remarks = append(remarks, "the output may lack its end: a process that the command left behind still holds it")
+	}
+	for _, p := range exit.GetSurvivors() {
+		remarks = append(remarks, fmt.Sprintf("left behind, and still running: %s (PID %d on the node)", p.GetCommand(), p.GetPid()))
+	}
+	if n := exit.GetMoreSurvivors(); n > 0 {
+		remarks = append(remarks, fmt.Sprintf("left behind, and still running: %d more", n))
+	}
+	return remarks
 }
 
 // An execInput sends what goes to a command. Only one goroutine may send on a stream, so all others hand it their
@@ -330,6 +402,9 @@ func (in *execInput) watch(ctx context.Context, s *session, o execOptions, signa
 				if size := terminalSize(s); o.tty && size != nil {
 					in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Resize{Resize: size}})
 				}
+			case o.tty && o.stdin && (sig == syscall.SIGTERM || sig == syscall.SIGHUP):
+				in.cancel() // keys are data in a session, so somebody else wants it to end; shells ignore SIGTERM
+				return
 			default:
 				if times[sig]++; times[sig] >= insistence {
 					in.cancel()

@@ -16,6 +16,8 @@ import (
 	"github.com/creack/pty"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -74,6 +76,8 @@ func TestExecStart(t *testing.T) {
 		{"exec -- 901 ls", &typev1.ExecStart{Ctid: 901, Argv: []string{"ls"}, Timeout: hour}},
 		{"exec -i -e A=b -e C=d=e --timeout 5s 901 cat --json", &typev1.ExecStart{Ctid: 901, Argv: []string{"cat", "--json"},
 			Env: []string{"A=b", "C=d=e"}, Stdin: true, Timeout: durationpb.New(5 * time.Second)}},
+		{"exec -n -u www-data:33 -w /srv --idle-timeout 1m 901 id", &typev1.ExecStart{Ctid: 901, Argv: []string{"id"}, Timeout: hour,
+			User: "www-data:33", WorkingDirectory: "/srv", IdleTimeout: durationpb.New(time.Minute)}},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			var start typev1.ExecStart
@@ -107,6 +111,13 @@ func TestExecEnd(t *testing.T) {
 		{"time is over", "exec --timeout 2s 901 x", func(r remote) error {
 			return r.exit(&typev1.ExecExit{Code: 143, OutputComplete: true, TimedOut: true})
 		}, result{code: 143, stderr: "phoenix-cli: exec in CTID 901: the command was ended because its time of 2s was over; --timeout gives more\n"}},
+		{"idle for too long", "exec --idle-timeout 3s 901 x", func(r remote) error {
+			return r.exit(&typev1.ExecExit{Code: 143, OutputComplete: true, IdledOut: true, MoreSurvivors: 3, Survivors: []*typev1.ExecSurvivor{
+				{Pid: 4711, Command: "sleep 600"}, {Pid: 4712, Command: "\x1b[2J"}}})
+		}, result{code: 143, stderr: "phoenix-cli: exec in CTID 901: the command was ended because nothing went in or out for 3s (--idle-timeout)\n" +
+			"phoenix-cli: exec in CTID 901: left behind, and still running: sleep 600 (PID 4711 on the node)\n" +
+			"phoenix-cli: exec in CTID 901: left behind, and still running: \\x1b[2J (PID 4712 on the node)\n" +
+			"phoenix-cli: exec in CTID 901: left behind, and still running: 3 more\n"}},
 		{"output is not complete", "exec 901 x", func(r remote) error {
 			return r.exit(&typev1.ExecExit{Code: 0})
 		}, result{stderr: "phoenix-cli: exec in CTID 901: the output may lack its end: a process that the command left behind still holds it\n"}},
@@ -115,7 +126,7 @@ func TestExecEnd(t *testing.T) {
 		{"JSON", "exec --json 901 x", func(r remote) error {
 			return errors.Join(r.stdout("hi"), r.exit(done(3)))
 		}, result{code: 3, stdout: `{"output":{"started":{"instance":""}}}` + "\n" + `{"output":{"stdout":"aGk="}}` + "\n" +
-			`{"output":{"exit":{"code":3,"output_complete":true,"timed_out":false}}}` + "\n"}},
+			`{"output":{"exit":{"code":3,"output_complete":true,"timed_out":false,"idled_out":false,"not_started":false,"survivors":[],"more_survivors":0}}}` + "\n"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := run(t, execFake(nil, test.do), nil, strings.Fields(test.args)...); got != test.want {
@@ -349,5 +360,70 @@ func TestExecTerminalRestored(t *testing.T) {
 	c.tty.Close()
 	if out := <-c.output; !strings.Contains(out, "phoenix-cli: exec in CTID 901: agent died\r\n") {
 		t.Errorf("output %q", out)
+	}
+}
+
+// TestExecSessionEnds ends a session at once when somebody else ends phoenix-cli, or the controller goes away, and leaves
+// the terminal as it was.
+func TestExecSessionEnds(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		do   func(remote) error
+		want string
+	}{
+		{"SIGTERM", func(r remote) error {
+			err := syscall.Kill(os.Getpid(), syscall.SIGTERM)
+			<-r.Context().Done()
+			return err
+		}, "phoenix-cli: interrupted\r\n"},
+		{"SIGHUP", func(r remote) error {
+			err := syscall.Kill(os.Getpid(), syscall.SIGHUP)
+			<-r.Context().Done()
+			return err
+		}, "phoenix-cli: interrupted\r\n"},
+		{"the controller is lost", func(remote) error { return status.Error(codes.Unavailable, "error reading from server: EOF") },
+			"phoenix-cli: the controller at controller.example cannot be reached: EOF\r\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newConsole(t)
+			before, err := term.GetState(int(c.tty.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := os.OpenFile(c.tty.Name(), os.O_RDWR|syscall.O_NOCTTY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			var during *term.State
+			f := execFake(nil, func(r remote) error {
+				if _, err := c.person.WriteString("x"); err != nil {
+					return err
+				}
+				if _, err := r.Recv(); err != nil { // it is raw, and reads
+					return err
+				}
+				if during, err = term.GetState(int(again.Fd())); err != nil {
+					return err
+				}
+				return test.do(r)
+			})
+			settle(t)
+			p := cli.Program{In: c.tty, Out: c.tty, Err: c.tty, Connect: f.serve(t)}
+			code := p.Run(t.Context(), []string{"exec", "-it", "901", "sh"})
+			after, err := term.GetState(int(again.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.Close()
+			c.tty.Close()
+			out := <-c.output
+			if code != 1 || !strings.Contains(out, test.want) {
+				t.Errorf("exit %d, output %q; want exit 1, %q", code, out, test.want)
+			}
+			if during == nil || *during == *before || *after != *before {
+				t.Errorf("the terminal was %+v before, %+v during, %+v after", before, during, after)
+			}
+		})
 	}
 }

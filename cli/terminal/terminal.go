@@ -3,6 +3,7 @@ package terminal
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/term"
@@ -12,6 +13,17 @@ import (
 func Is(stream any) bool {
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// IsPiped tells whether a stream is a pipe, a socket or a regular file: something with an end that was meant to be read.
+// A terminal and /dev/null are not.
+func IsPiped(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && (info.Mode().IsRegular() || info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0)
 }
 
 // Size returns the columns and rows of a terminal; ok is false if the stream is none, or does not tell.
