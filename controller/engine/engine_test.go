@@ -904,10 +904,10 @@ func TestNoActWithoutRecord(t *testing.T) {
 		c := f.add("pve1", 901, true)
 		b := newBench(t, f, `{"901": {"gpu_assignment": "0"}}`)
 		cfg := b.cfg
-		cfg.Store = &brokenStore{Store: b.store, left: 2} // the first step's intent and outcome
+		cfg.Store = &brokenStore{Store: b.store, left: 1} // the first step's intent; its outcome is one write with the intent of the next
 		b.Engine = engine.New(cfg)
 		r := b.apply(engine.Request{})
-		b.want(r, "failed", "901 failed: check unchanged, patch skipped, restart skipped, verify skipped")
+		b.want(r, "failed", "901 failed: check failed, patch skipped, restart skipped, verify skipped")
 		b.wantActs("pve1 prepare [0]")
 		if got, want := r.Containers[0].Error, "no space left on device"; got != want || c.starts != 1 {
 			t.Errorf("error %q, want %q; started %d times", got, want, c.starts)

@@ -53,7 +53,7 @@ func (w *worker) restart(ctx context.Context) (did, error) {
 			}, w.phase)
 			switch {
 			case err == nil:
-				w.digest = c.Digest
+				w.digest, w.started = c.Digest, c.Instance
 				return succeeded("running with its conf in force")
 			case node.ReasonOf(err) == node.InstanceChanged:
 				conflicts++

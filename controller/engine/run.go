@@ -207,6 +207,8 @@ type worker struct {
 	step  int             // under way
 
 	digest string // of the conf as last seen
+	// started is the instance that our restart has just brought up; empty if verifying must look for it.
+	started string
 }
 
 func (w *worker) ctid() int32 { return w.plan.CTID }
@@ -218,17 +220,29 @@ func (w *worker) record() store.Container {
 	return w.run.record.Containers[w.index].Clone()
 }
 
-// save changes the container's record, first in the store. step is the position of the step that changes, or -1.
-func (w *worker) save(step int, change func(*store.Container)) error {
+// A change is one of a container's record. step is the position of the step that changes, or -1.
+type change struct {
+	step int
+	do   func(*store.Container)
+}
+
+// save changes the container's record, first in the store: all changes in one transaction, each with an event of its own.
+func (w *worker) save(changes ...change) error {
 	r := w.run
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	c := w.record()
-	change(&c)
+	records := make([]store.Container, len(changes))
+	for i, change := range changes {
+		change.do(&c)
+		records[i] = c.Clone()
+	}
 	if err := r.engine.cfg.Store.SaveContainer(r.record.ID, c); err != nil {
 		return err
 	}
-	w.publish(step, c)
+	for i, change := range changes {
+		w.publish(change.step, records[i])
+	}
 	return nil
 }
 
@@ -317,56 +331,80 @@ func (w *worker) steps(ctx, stop context.Context) (err error) {
 		return err
 	}
 	w.digest = w.plan.Digest
-	for i, step := range w.record().Steps {
-		if step.State.Ended() {
-			continue
+	steps := w.record().Steps
+	var open []int
+	for i, step := range steps {
+		if !step.State.Ended() {
+			open = append(open, i)
 		}
-		if stop.Err() != nil {
-			return errCanceled
+	}
+	begun := false // whether the intent of the step is recorded
+	for n, i := range open {
+		if !begun {
+			if stop.Err() != nil {
+				return errCanceled
+			}
+			if err := w.save(w.begin(i)); err != nil {
+				return err
+			}
 		}
 		w.step = i
-		if err := w.take(ctx, step); err != nil {
+		did, err := w.act(ctx, steps[i])
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return &stepError{kind: steps[i].Kind, feature: steps[i].Feature, err: err}
+		}
+		changes := []change{w.end(i, did)}
+		last := n == len(open)-1
+		begun = !last && stop.Err() == nil
+		switch {
+		case last:
+			changes = append(changes, w.done())
+		case begun:
+			changes = append(changes, w.begin(open[n+1]))
+		}
+		if err := w.save(changes...); err != nil {
 			return err
 		}
 	}
-	err = w.save(-1, func(c *store.Container) {
+	w.log.Info("container done", "node", w.plan.Node)
+	return nil
+}
+
+// begin records the intent of a step: before it is taken, together with the outcome of the one before it.
+func (w *worker) begin(step int) change {
+	return change{step, func(c *store.Container) {
+		s := &c.Steps[step]
+		move(&s.State, store.StepRunning)
+		s.Started = time.Now().UTC()
+		if c.State == store.StepPending {
+			move(&c.State, store.StepRunning)
+		}
+	}}
+}
+
+// end records the outcome of a step.
+func (w *worker) end(step int, did did) change {
+	return change{step, func(c *store.Container) {
+		s := &c.Steps[step]
+		move(&s.State, did.state)
+		s.Ended = time.Now().UTC()
+		s.Message = did.message
+	}}
+}
+
+// done records the end of a container whose steps have all ended well.
+func (w *worker) done() change {
+	return change{-1, func(c *store.Container) {
 		unchanged := !slices.ContainsFunc(c.Steps, func(s store.Step) bool { return s.State != store.StepUnchanged })
 		if unchanged {
 			move(&c.State, store.StepUnchanged)
 		} else {
 			move(&c.State, store.StepSucceeded)
 		}
-	})
-	w.log.Info("container done", "node", w.plan.Node)
-	return err
-}
-
-// take takes one step: its intent is recorded first, its outcome after.
-func (w *worker) take(ctx context.Context, step store.Step) error {
-	err := w.save(w.step, func(c *store.Container) {
-		s := &c.Steps[w.step]
-		move(&s.State, store.StepRunning)
-		s.Started = time.Now().UTC()
-		if c.State == store.StepPending {
-			move(&c.State, store.StepRunning)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	did, err := w.act(ctx, step)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return &stepError{kind: step.Kind, feature: step.Feature, err: err}
-	}
-	return w.save(w.step, func(c *store.Container) {
-		s := &c.Steps[w.step]
-		move(&s.State, did.state)
-		s.Ended = time.Now().UTC()
-		s.Message = did.message
-	})
+	}}
 }
 
 // A did is how a step went that did not fail.
@@ -431,16 +469,16 @@ func (w *worker) giveUp(cause error) {
 	}
 	w.log.Warn("container not done", "node", w.plan.Node, "err", cause)
 	changed := slices.IndexFunc(c.Steps, func(s store.Step) bool { return s.State == store.StepRunning })
-	change := func(c *store.Container) {
+	last := change{changed, func(c *store.Container) {
 		endSteps(c, text)
 		move(&c.State, end)
 		c.Error = text
 		c.Reason = node.ReasonName(node.ReasonOf(cause))
-	}
-	if err := w.save(changed, change); err != nil {
+	}}
+	if err := w.save(last); err != nil {
 		// Then at least those who watch are told; the next process takes the run up.
 		w.log.Error("the end of a container's work could not be recorded", "err", err)
-		change(&c)
+		last.do(&c)
 		w.publish(changed, c)
 	}
 }

@@ -27,15 +27,15 @@ func (w *worker) verifyDevices(ctx context.Context) (did, error) {
 	}
 	p := newPause(verifyFor)
 	for conflicts := 0; ; {
-		c, err := w.look(ctx)
+		instance, err := w.instance(ctx)
 		if err != nil {
 			return did{}, err
 		}
-		key := plan.Verification(c.Instance, w.plan.Mode, w.plan.Desired)
-		if c.Instance != "" && verified[w.ctid()] == key && !w.run.record.Options.Verify {
+		key := plan.Verification(instance, w.plan.Mode, w.plan.Desired)
+		if instance != "" && verified[w.ctid()] == key && !w.run.record.Options.Verify {
 			return unchanged("verified since its start")
 		}
-		err = w.probe(ctx, c.Instance)
+		err = w.probe(ctx, instance)
 		if err == nil {
 			if err := w.run.engine.cfg.Store.SetVerified(w.ctid(), key); err != nil {
 				return did{}, err
@@ -61,6 +61,17 @@ func (w *worker) verifyDevices(ctx context.Context) (did, error) {
 			return did{}, fmt.Errorf("not within %v: %w", verifyFor, err)
 		}
 	}
+}
+
+// instance returns the start of the container to verify. What a restart of ours has just told is as good as another look:
+// the agent probes that start or none.
+func (w *worker) instance(ctx context.Context) (string, error) {
+	if started := w.started; started != "" {
+		w.started = ""
+		return started, nil
+	}
+	c, err := w.look(ctx)
+	return c.Instance, err
 }
 
 // A leakError tells that a container can open a GPU that it was not given. No waiting mends that.
