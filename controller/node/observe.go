@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"phoenix.internal/controller/observed"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
@@ -30,13 +32,18 @@ func (f *Fleet) Observe(ctx context.Context) *observed.Fleet {
 
 func (n *Node) observe(ctx context.Context) observed.Node {
 	o := observed.Node{Name: n.name, Address: n.address, At: time.Now()}
-	devices, err := n.Devices().ListDevices(ctx, &agentv1.ListDevicesRequest{})
-	if err != nil {
-		o.Err = err
-		return o
-	}
-	containers, err := n.Containers().ListContainers(ctx, &agentv1.ListContainersRequest{})
-	if err != nil {
+	var devices *agentv1.ListDevicesResponse
+	var containers *agentv1.ListContainersResponse
+	group, ctx := errgroup.WithContext(ctx) // the error of the first that fails, not the other's cancellation
+	group.Go(func() (err error) {
+		devices, err = n.Devices().ListDevices(ctx, &agentv1.ListDevicesRequest{})
+		return err
+	})
+	group.Go(func() (err error) {
+		containers, err = n.Containers().ListContainers(ctx, &agentv1.ListContainersRequest{})
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		o.Err = err
 		return o
 	}
