@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"phoenix.internal/agent/confstore"
@@ -192,7 +193,7 @@ func (m *Manager) mayRestart(ctx context.Context, ctid int32, instance string) (
 // (LXC.pm, update_lxc_config). The error is a [*gpu.NodeError].
 func (m *Manager) devicesExist(conf *pveconf.File) error {
 	for _, e := range conf.Properties() {
-		if !devKey.MatchString(e.Key) {
+		if !devKey().MatchString(e.Key) {
 			continue
 		}
 		d, err := pveconf.ParseDevice(e.Value)
@@ -208,7 +209,7 @@ func (m *Manager) devicesExist(conf *pveconf.File) error {
 	return nil
 }
 
-var devKey = regexp.MustCompile(`^dev[0-9]+$`)
+var devKey = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^dev[0-9]+$`) })
 
 // stop returns when the container is stopped and Proxmox has rewritten its conf.
 func (m *Manager) stop(ctx context.Context, ctid int32, instance string, opts RestartOptions, progress func(Phase, string)) error {
