@@ -171,6 +171,9 @@ func statusOf(requestID string, err error) error {
 	if e, ok := errors.AsType[*passthrough.NodeError](err); ok {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DEVICE_NODE_MISSING, map[string]string{"path": e.Path})
 	}
+	if _, ok := errors.AsType[*passthrough.CutOffError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_PASSTHROUGH_IMPOSSIBLE, ctid(of))
+	}
 	if e, ok := errors.AsType[*passthrough.GPUError](err); ok { // it went between two looks
 		available := make([]string, len(e.Have))
 		for i, minor := range e.Have {
@@ -218,7 +221,7 @@ func statusOf(requestID string, err error) error {
 	case errors.Is(err, pct.ErrStopTimeout):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_STOP_TIMEOUT, ctid(of))
 	case errors.Is(err, passthrough.ErrNoSlot):
-		return fail(codes.ResourceExhausted, errorv1.Reason_REASON_LIMIT_EXCEEDED, map[string]string{"limit": "devN"})
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_PASSTHROUGH_IMPOSSIBLE, ctid(of))
 	case errors.Is(err, attach.ErrNoUser):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_USER_NOT_FOUND, ctid(of))
 	case errors.Is(err, attach.ErrNoDirectory):

@@ -212,6 +212,7 @@ var fromAgents = map[errorv1.Reason]bool{
 	errorv1.Reason_REASON_CONF_FS_UNAVAILABLE:    true,
 	errorv1.Reason_REASON_CONF_TOO_LARGE:         true,
 	errorv1.Reason_REASON_REVISION_NOT_FOUND:     true,
+	errorv1.Reason_REASON_PASSTHROUGH_IMPOSSIBLE: true,
 	errorv1.Reason_REASON_GPU_NOT_FOUND:          true,
 	errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE:    true,
 	errorv1.Reason_REASON_DRIVER_NOT_LOADED:      true,

@@ -389,9 +389,9 @@ type ContainerServiceClient interface {
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, CONTAINER_STOPPING, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT,
 	// NO_QUORUM, CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
-	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING or STATE_UNAVAILABLE.
-	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and CONTAINER_STOPPING where `written`
-	// says so, the conf is the old or the new one.
+	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING, PASSTHROUGH_IMPOSSIBLE or
+	// STATE_UNAVAILABLE. A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and
+	// CONTAINER_STOPPING where `written` says so, the conf is the old or the new one.
 	PatchConf(ctx context.Context, in *PatchConfRequest, opts ...grpc.CallOption) (*PatchConfResponse, error)
 	// ListRevisions returns the kept revisions of a conf, newest first.
 	//
@@ -552,9 +552,9 @@ type ContainerServiceServer interface {
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_LOCKED, CONTAINER_STOPPING, DIGEST_MISMATCH, CONF_LOCK_TIMEOUT,
 	// NO_QUORUM, CONF_FS_UNAVAILABLE, CONF_TOO_LARGE, PROPERTY_NOT_ALLOWED, LXC_OPTION_NOT_ALLOWED,
-	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING or STATE_UNAVAILABLE.
-	// A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and CONTAINER_STOPPING where `written`
-	// says so, the conf is the old or the new one.
+	// GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED, DEVICE_NODE_MISSING, PASSTHROUGH_IMPOSSIBLE or
+	// STATE_UNAVAILABLE. A failed call has changed nothing; only after CONF_FS_UNAVAILABLE, and
+	// CONTAINER_STOPPING where `written` says so, the conf is the old or the new one.
 	PatchConf(context.Context, *PatchConfRequest) (*PatchConfResponse, error)
 	// ListRevisions returns the kept revisions of a conf, newest first.
 	//

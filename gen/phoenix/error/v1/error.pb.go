@@ -81,6 +81,9 @@ const (
 	Reason_REASON_CONF_TOO_LARGE Reason = 24
 	// NOT_FOUND. No revision with this number is kept. Metadata: `ctid`, `revision`.
 	Reason_REASON_REVISION_NOT_FOUND Reason = 25
+	// FAILED_PRECONDITION. What else the conf holds leaves no room for the GPUs: every `devN` is taken, or
+	// a line hides from LXC those that would be written. Metadata: `ctid`.
+	Reason_REASON_PASSTHROUGH_IMPOSSIBLE Reason = 26
 	// FAILED_PRECONDITION. The node has no such GPU; the message lists those it has. Metadata:
 	// `gpu`, `available`.
 	Reason_REASON_GPU_NOT_FOUND Reason = 30
@@ -123,7 +126,7 @@ const (
 	// UNAVAILABLE. The transfer of a file was broken off: the container or the process in it was stopped, or nothing
 	// moved for too long. The same transfer again continues it. Metadata: `ctid`.
 	Reason_REASON_TRANSFER_BROKEN_OFF Reason = 57
-	// RESOURCE_EXHAUSTED. A limit of this server, or of Proxmox (`devN`), is reached. Metadata: `limit`.
+	// RESOURCE_EXHAUSTED. A limit of this server is reached. Metadata: `limit`.
 	Reason_REASON_LIMIT_EXCEEDED Reason = 60
 	// UNAVAILABLE. The controller cannot reach the agent of a node. Metadata: `node`, `address`.
 	Reason_REASON_NODE_UNREACHABLE Reason = 70
@@ -174,6 +177,7 @@ var (
 		23: "REASON_CONF_FS_UNAVAILABLE",
 		24: "REASON_CONF_TOO_LARGE",
 		25: "REASON_REVISION_NOT_FOUND",
+		26: "REASON_PASSTHROUGH_IMPOSSIBLE",
 		30: "REASON_GPU_NOT_FOUND",
 		31: "REASON_GPU_BOUND_ELSEWHERE",
 		32: "REASON_DRIVER_NOT_LOADED",
@@ -221,6 +225,7 @@ var (
 		"REASON_CONF_FS_UNAVAILABLE":    23,
 		"REASON_CONF_TOO_LARGE":         24,
 		"REASON_REVISION_NOT_FOUND":     25,
+		"REASON_PASSTHROUGH_IMPOSSIBLE": 26,
 		"REASON_GPU_NOT_FOUND":          30,
 		"REASON_GPU_BOUND_ELSEWHERE":    31,
 		"REASON_DRIVER_NOT_LOADED":      32,
@@ -284,7 +289,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x89\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xac\n" +
 	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -303,7 +308,8 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x10REASON_NO_QUORUM\x10\x16\x12\x1e\n" +
 	"\x1aREASON_CONF_FS_UNAVAILABLE\x10\x17\x12\x19\n" +
 	"\x15REASON_CONF_TOO_LARGE\x10\x18\x12\x1d\n" +
-	"\x19REASON_REVISION_NOT_FOUND\x10\x19\x12\x18\n" +
+	"\x19REASON_REVISION_NOT_FOUND\x10\x19\x12!\n" +
+	"\x1dREASON_PASSTHROUGH_IMPOSSIBLE\x10\x1a\x12\x18\n" +
 	"\x14REASON_GPU_NOT_FOUND\x10\x1e\x12\x1e\n" +
 	"\x1aREASON_GPU_BOUND_ELSEWHERE\x10\x1f\x12\x1c\n" +
 	"\x18REASON_DRIVER_NOT_LOADED\x10 \x12\x1e\n" +
