@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"phoenix.internal/agent/transfer"
@@ -55,10 +56,15 @@ func (s *fileServer) Push(stream agentv1.FileService_PushServer) error {
 	t := &fileLog{node: s.node, ctid: start.GetCtid(), path: target.Path}
 	err = s.push(stream, t, target, instance)
 	t.write(stream.Context(), "file pushed", err)
-	if err != nil {
-		return &ctidError{start.GetCtid(), err}
+	return ofCTID(start.GetCtid(), err)
+}
+
+// ofCTID gives an error its CTID, unless it is a status already.
+func ofCTID(ctid int32, err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
 	}
-	return nil
+	return &ctidError{ctid, err}
 }
 
 func (s *fileServer) push(stream agentv1.FileService_PushServer, t *fileLog, target transfer.Target, instance string) error {
@@ -199,10 +205,7 @@ func (s *fileServer) Pull(req *agentv1.PullRequest, stream agentv1.FileService_P
 	t := &fileLog{node: s.node, ctid: pull.GetCtid(), path: pull.GetPath()}
 	err = s.pull(stream, t, source, instance)
 	t.write(stream.Context(), "file pulled", err)
-	if err != nil {
-		return &ctidError{pull.GetCtid(), err}
-	}
-	return nil
+	return ofCTID(pull.GetCtid(), err)
 }
 
 func (s *fileServer) pull(stream agentv1.FileService_PullServer, t *fileLog, source transfer.Source, instance string) error {
