@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -41,9 +42,15 @@ type process struct {
 // start starts phoenix-cli. It is ended with the test, at the latest.
 func (w *world) start(args ...string) *process {
 	w.t.Helper()
+	return w.startWithStdin(nil, args...)
+}
+
+// startWithStdin is start with this stdin.
+func (w *world) startWithStdin(stdin io.Reader, args ...string) *process {
+	w.t.Helper()
 	p := &process{t: w.t, out: &buffer{}, done: make(chan struct{})}
 	p.cmd = exec.CommandContext(w.t.Context(), w.Program("phoenix-cli"), append([]string{"--config", w.CLIConfigPath()}, args...)...)
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin, p.out, p.out
 	p.cmd.WaitDelay = time.Second
 	if err := p.cmd.Start(); err != nil {
 		w.t.Fatal(err)
