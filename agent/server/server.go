@@ -100,7 +100,7 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 	}
 	agentv1.RegisterNodeServiceServer(s.grpc, &nodeServer{node: node, events: s.events})
 	agentv1.RegisterDeviceServiceServer(s.grpc, &deviceServer{node: node})
-	agentv1.RegisterContainerServiceServer(s.grpc, &containerServer{node: node})
+	agentv1.RegisterContainerServiceServer(s.grpc, newContainerServer(node))
 	execs := newExecServer(node)
 	agentv1.RegisterExecServiceServer(s.grpc, execs)
 	agentv1.RegisterFileServiceServer(s.grpc, &fileServer{node: node, execs: execs})

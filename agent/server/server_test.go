@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -624,5 +625,54 @@ func TestWatchEvents(t *testing.T) {
 	n.Stop()
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || reason(t, err) != "SHUTTING_DOWN" {
 		t.Errorf("end of the agent: %v, want Unavailable with SHUTTING_DOWN", err)
+	}
+}
+
+// A node restarts so many containers at a time; a caller that leaves before its turn leaves its container alone.
+func TestRestartsAtATime(t *testing.T) {
+	n := agenttest.New(t, agenttest.Options{})
+	n.Runtime.IgnoreShutdown(true)
+	client := agentv1.NewContainerServiceClient(n.Dial(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const most = 16
+	for i := range int32(most + 1) {
+		n.PutConf(901+i, plain)
+		if err := n.Runtime.Start(t.Context(), 901+i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart := func(ctid int32) agentv1.ContainerService_RestartClient {
+		t.Helper()
+		stream, err := client.Restart(ctx, &agentv1.RestartRequest{Ctid: ctid, Timeout: durationpb.New(5 * time.Second), NoForce: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	begin := time.Now()
+	for i := range int32(most) {
+		stream := restart(901 + i)
+		for { // until it holds a place for sure
+			resp, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.GetProgress().GetPhase() == typev1.RestartPhase_RESTART_PHASE_SHUTTING_DOWN {
+				break
+			}
+		}
+	}
+	resp, err := restart(901 + most).Recv()
+	if time.Since(begin) > 4*time.Second {
+		t.Skip("this machine is too slow: the first restart may be over")
+	}
+	if want := "16 restarts are under way on this node"; err != nil || resp.GetProgress().GetMessage() != want {
+		t.Errorf("got %v, %v; want %s", resp, err, want)
+	}
+	cancel()
+	n.Stop() // waits for those under way
+	if slices.Contains(n.Runtime.Calls(), fmt.Sprintf("shutdown %d", 901+most)) {
+		t.Error("the container was stopped although its caller had left")
 	}
 }

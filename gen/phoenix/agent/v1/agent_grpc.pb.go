@@ -413,7 +413,8 @@ type ContainerServiceClient interface {
 	// its conf was written by the agent since it last ran, the agent puts the old conf back and starts it
 	// with that. A start that is refused for the moment (a backup has locked the container, no quorum) is
 	// tried again for two minutes and blames no conf. Under Proxmox's HA stack, to which pct only passes on
-	// requests, the agent waits up to three minutes more for the stop, and as long for the start.
+	// requests, the agent waits up to three minutes more for the stop, and as long for the start. Beyond
+	// 16 restarts at a time on a node the next waits, in phase WAITING, and before anything is stopped.
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_IS_TEMPLATE, CONTAINER_LOCKED, NO_QUORUM,
 	// CONF_FS_UNAVAILABLE, CONF_LOCK_TIMEOUT, INSTANCE_CHANGED, STOP_TIMEOUT, START_FAILED,
@@ -576,7 +577,8 @@ type ContainerServiceServer interface {
 	// its conf was written by the agent since it last ran, the agent puts the old conf back and starts it
 	// with that. A start that is refused for the moment (a backup has locked the container, no quorum) is
 	// tried again for two minutes and blames no conf. Under Proxmox's HA stack, to which pct only passes on
-	// requests, the agent waits up to three minutes more for the stop, and as long for the start.
+	// requests, the agent waits up to three minutes more for the stop, and as long for the start. Beyond
+	// 16 restarts at a time on a node the next waits, in phase WAITING, and before anything is stopped.
 	//
 	// Fails with CONTAINER_NOT_FOUND, CONTAINER_IS_TEMPLATE, CONTAINER_LOCKED, NO_QUORUM,
 	// CONF_FS_UNAVAILABLE, CONF_LOCK_TIMEOUT, INSTANCE_CHANGED, STOP_TIMEOUT, START_FAILED,
