@@ -26,6 +26,7 @@ type session struct {
 	idle     *time.Timer
 	patience time.Duration
 	ended    chan struct{} // closed when the process has ended
+	finished bool          // the last answer has come; of the goroutine that takes the output, until that has ended
 
 	failed  chan struct{} // closed when cause is set
 	once    sync.Once
@@ -75,6 +76,10 @@ func (m *Mover) start(ctx context.Context, ctid int32, in *incoming) (*session, 
 		defer close(s.ended)
 		exit, err := process.Wait()
 		stop()
+		if s.finished && err == nil && exit.Code == 0 {
+			s.unblock(protocol("it ended before its input")) // if there is more to come, which is not as it should be
+			return
+		}
 		s.idle.Stop()
 		s.fail(ending(exit, err, complaint.Bytes()))
 	}()
@@ -141,6 +146,7 @@ func (s *session) frame(k kind, payload []byte) error {
 		s.fail(e)
 		return nil
 	case kindReady, kindEnd, kindDone:
+		s.finished = k != kindReady
 		select {
 		case s.answers <- answer{k, bytes.Clone(payload)}:
 			return nil
@@ -158,7 +164,12 @@ func (s *session) frame(k kind, payload []byte) error {
 
 func (s *session) write(k kind, payload []byte) error {
 	if err := s.frames.write(k, payload); err != nil {
-		return s.err() // there is no other way for it to fail
+		select {
+		case <-s.failed:
+			return s.cause
+		default:
+			return err
+		}
 	}
 	s.idle.Reset(s.patience)
 	return nil
