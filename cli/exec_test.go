@@ -395,7 +395,7 @@ func TestExecSessionEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer again.Close()
-			var during *term.State
+			raw := make(chan *term.State, 1)
 			f := execFake(nil, func(r remote) error {
 				if _, err := c.person.WriteString("x"); err != nil {
 					return err
@@ -403,9 +403,11 @@ func TestExecSessionEnds(t *testing.T) {
 				if _, err := r.Recv(); err != nil { // it is raw, and reads
 					return err
 				}
-				if during, err = term.GetState(int(again.Fd())); err != nil {
+				during, err := term.GetState(int(again.Fd()))
+				if err != nil {
 					return err
 				}
+				raw <- during
 				return test.do(r)
 			})
 			settle(t)
@@ -414,6 +416,11 @@ func TestExecSessionEnds(t *testing.T) {
 			after, err := term.GetState(int(again.Fd()))
 			if err != nil {
 				t.Fatal(err)
+			}
+			var during *term.State
+			select {
+			case during = <-raw: // and nobody uses the terminal any more
+			case <-time.After(10 * time.Second):
 			}
 			again.Close()
 			c.tty.Close()
