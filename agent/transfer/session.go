@@ -123,6 +123,7 @@ const closeWait = 10 * time.Second
 
 func (s *session) close() {
 	s.fail(context.Canceled)
+	s.idle.Stop()
 	wait := time.NewTimer(closeWait)
 	defer wait.Stop()
 	select {
