@@ -34,7 +34,7 @@ func (c Client) Settled(ctid int32) (bool, error) {
 }
 
 // monitorLives looks for a monitor that does not listen: one that begins, or one in its post-stop hook. Only a process
-// in our own namespaces is one, whatever those in containers call themselves.
+// of ours, which is root's, in our own namespaces is one, whatever those in containers and of other users call themselves.
 func (c Client) monitorLives(ctid int32) (bool, error) {
 	proc := cmp.Or(c.Proc, "/proc")
 	processes, err := os.ReadDir(proc)
@@ -49,7 +49,7 @@ func (c Client) monitorLives(ctid int32) (bool, error) {
 		if err != nil || !c.isMonitor(string(cmdline), ctid) {
 			continue // most likely it has ended
 		}
-		if sameNamespace(proc, p.Name(), "net") && sameNamespace(proc, p.Name(), "pid") {
+		if ownedByUs(proc, p.Name()) && sameNamespace(proc, p.Name(), "net") && sameNamespace(proc, p.Name(), "pid") {
 			return true, nil
 		}
 	}
@@ -73,6 +73,14 @@ func (c Client) isMonitor(cmdline string, ctid int32) bool {
 		}
 	}
 	return false
+}
+
+// ownedByUs says whether a process is of our user. The owner of its files in procfs does not tell: they are root's for any
+// process that may not be dumped. Its effective UID alone does not either: anybody can run su with another name.
+func ownedByUs(proc, pid string) bool {
+	status, err := os.ReadFile(filepath.Join(proc, pid, "status"))
+	uid := os.Geteuid()
+	return err == nil && strings.Contains(string(status), fmt.Sprintf("\nUid:\t%d\t%d\t", uid, uid))
 }
 
 // sameNamespace compares a process's namespace with ours. One that has ended has none.

@@ -2,6 +2,7 @@ package lxcmon_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -157,9 +158,16 @@ func TestSteadyContainersAreSettled(t *testing.T) {
 	wantSettled(t, c, ct.CTID, true)
 }
 
-// Whoever takes the socket of a stopped container, or calls himself its monitor in a container, holds up nothing.
+// Whoever takes the socket of a stopped container, or calls himself its monitor in a container or without being root, holds
+// up nothing.
 func TestOnlyMonitorsAreBelieved(t *testing.T) {
 	proc := t.TempDir()
+	status := func(pid string, real, effective int) {
+		text := fmt.Sprintf("Name:\tlxc-start\nUid:\t%d\t%d\t%[2]d\t%[2]d\nGid:\t0\t0\t0\t0\n", real, effective)
+		if err := os.WriteFile(filepath.Join(proc, pid, "status"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	process := func(pid, cmdline, namespaces string) {
 		dir := filepath.Join(proc, pid)
 		if err := os.MkdirAll(filepath.Join(dir, "ns"), 0o755); err != nil {
@@ -176,6 +184,7 @@ func TestOnlyMonitorsAreBelieved(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		status(pid, os.Geteuid(), os.Geteuid())
 	}
 	process("self", "phoenix-agent\x00", "host")
 	process("10", "lxc-start\x00-F\x00-n\x00901\x00", "container")
@@ -183,6 +192,11 @@ func TestOnlyMonitorsAreBelieved(t *testing.T) {
 	process("12", "[lxc monitor] /elsewhere 901\x00", "host")
 	process("13", "", "host") // a zombie
 	process("14", "vi\x00901\x00", "host")
+	others := os.Geteuid() + 1
+	for pid, uids := range map[string][2]int{"15": {others, others}, "16": {others, os.Geteuid()}} { // the second as su is
+		process(pid, "lxc-start\x00-F\x00-n\x00901\x00", "host")
+		status(pid, uids[0], uids[1])
+	}
 	c := lxcmon.Client{Proc: proc, Path: filepath.Join(proc, "lxc")}
 	wantSettled(t, c, 901, true)
 	for pid, cmdline := range map[string]string{
