@@ -17,8 +17,10 @@ import (
 const (
 	getTimeout     = 10 * time.Second
 	prepareTimeout = 60 * time.Second // nvidia-modprobe may load a module
-	patchTimeout   = 30 * time.Second // the agent waits up to 10 s for Proxmox's lock on the conf
-	probeTimeout   = 30 * time.Second
+	// The agent waits up to 30 s for the end of a stop before it edits a conf and again after it, 10 s for Proxmox's lock, and
+	// 15 s each for the cluster file system to read and to write it. It says better than a deadline what it waits for.
+	patchTimeout = 105 * time.Second
+	probeTimeout = 30 * time.Second
 	// What a restart needs besides the graceful shutdown: waiting for other changes, the kill, the start, and the
 	// same once more if it is rolled back.
 	restartSlack = 5 * time.Minute
