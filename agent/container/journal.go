@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -47,6 +48,11 @@ const unknownInstance = "unknown"
 // provenBy says whether a container that runs as the instance was started after the edits, and so with them.
 func (e unprovenEdit) provenBy(instance string) bool {
 	return instance != "" && e.Instance != unknownInstance && instance != e.Instance
+}
+
+// wrote says whether a conf still means what one of the edits wrote; a stop may have rewritten its bytes.
+func (e unprovenEdit) wrote(now []byte) bool {
+	return slices.ContainsFunc(e.After, func(after []byte) bool { return confstore.Survives(after, now) })
 }
 
 func (m *Manager) recordIntent(in intent) error { return m.save("restart", in.CTID, in) }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -286,7 +285,7 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	if err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; and the journal of its conf: %w", startErr, err)}
 	}
-	if !ok || !m.confMeans(ctid, edit.After) {
+	if now, err := m.Confs.Read(ctid); !ok || err != nil || !edit.wrote(now) {
 		return &StartError{CTID: ctid, Err: startErr}
 	}
 	if err := m.down(ctx, ctid); err != nil {
@@ -296,7 +295,7 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	m.Log.Warn("container did not start with its new conf", "ctid", ctid, "revision", edit.Revision, "err", startErr)
 	by := opts.By
 	by.Why = fmt.Sprintf("roll-back: the container did not start (%s)", opts.By.Why)
-	if _, err := m.Confs.Restore(ctx, ctid, edit.Revision, "", by); err != nil {
+	if err := m.rollBack(ctx, ctid, edit, by); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf could not be put back: revision %d: %w", startErr, edit.Revision, err)}
 	}
 	if err := m.startPatiently(ctx, ctid); err != nil {
@@ -304,6 +303,22 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	}
 	m.proven(ctid)
 	return &RolledBackError{CTID: ctid, Revision: edit.Revision, Err: startErr}
+}
+
+// rollBack puts the old conf back, again and again while something passing prevents it, but never over a conf that somebody
+// else wrote meanwhile.
+func (m *Manager) rollBack(ctx context.Context, ctid int32, edit unprovenEdit, by confstore.Author) error {
+	return m.patiently(ctid, func() error {
+		r, err := m.Confs.PreviewRestore(ctid, edit.Revision, "")
+		if err != nil || !r.Changed {
+			return err
+		}
+		if !edit.wrote(r.Before) {
+			return errors.New("somebody else has changed the conf")
+		}
+		_, err = m.Confs.Restore(ctx, ctid, edit.Revision, pveconf.Parse(r.Before).Digest(), by)
+		return err
+	})
 }
 
 // proven forgets the way back: the container came up.
@@ -324,7 +339,7 @@ func (m *Manager) down(ctx context.Context, ctid int32) error {
 	return m.awaitStop(ctx, ctid, running.Instance, 0, m.Runtime.Stop(limited, ctid))
 }
 
-// passing says whether a start failed for a cause that has nothing to do with the conf and will pass.
+// passing says whether a start, or a roll-back, failed for a cause that has nothing to do with the conf and will pass.
 func passing(err error) bool {
 	for _, cause := range []error{
 		pct.ErrLockTimeout, pct.ErrNoQuorum, confstore.ErrNoQuorum, confstore.ErrNotMounted,
@@ -335,22 +350,30 @@ func passing(err error) bool {
 		}
 	}
 	_, locked := errors.AsType[*pct.LockedError](err)
-	return locked
+	_, confLocked := errors.AsType[*confstore.LockedError](err)
+	_, held := errors.AsType[*confstore.LockTimeoutError](err)
+	_, stopping := errors.AsType[*confstore.StoppingError](err)
+	_, changed := errors.AsType[*confstore.DigestError](err)
+	return locked || confLocked || held || stopping || changed
 }
 
-// startPatiently starts the container, again and again while something passing prevents it: it runs no more because of us.
 func (m *Manager) startPatiently(ctx context.Context, ctid int32) error {
+	return m.patiently(ctid, func() error { return m.startOnce(ctx, ctid) })
+}
+
+// patiently calls fn again and again while something passing prevents it: the container runs no more because of us.
+func (m *Manager) patiently(ctid int32, fn func() error) error {
 	patience := m.StartPatience
 	if patience == 0 {
 		patience = defaultStartPatience
 	}
 	deadline := time.Now().Add(patience)
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := m.startOnce(ctx, ctid)
+		err := fn()
 		if !passing(err) || time.Now().Add(wait).After(deadline) {
 			return err
 		}
-		m.Log.Warn("start refused for the moment; trying again", "ctid", ctid, "err", err)
+		m.Log.Warn("start or roll-back refused for the moment; trying again", "ctid", ctid, "err", err)
 		<-time.After(wait) // ctx does not end
 	}
 }
@@ -382,10 +405,4 @@ func (m *Manager) startOnce(ctx context.Context, ctid int32) error {
 		}
 		<-time.After(wait) // ctx does not end
 	}
-}
-
-// confMeans says whether the conf on disk still means what one of our edits wrote; a stop may have rewritten its bytes.
-func (m *Manager) confMeans(ctid int32, edits [][]byte) bool {
-	now, err := m.Confs.Read(ctid)
-	return err == nil && slices.ContainsFunc(edits, func(after []byte) bool { return confstore.Survives(after, now) })
 }

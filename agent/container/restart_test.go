@@ -5,11 +5,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"phoenix.internal/agent/agenttest"
 	"phoenix.internal/agent/container"
@@ -183,6 +186,92 @@ func TestRefusalThatDoesNotPassIsLeftToTheNextAgent(t *testing.T) {
 	}
 	if get(t, n).Running.State != lxcmon.Running {
 		t.Error("the next agent left the container down")
+	}
+}
+
+// A start that failed may still be in its post-stop hook, and a task of Proxmox may begin at that moment.
+func TestRollBackWaitsForASlowStopAndForALock(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		hold func(t *testing.T, n *agenttest.Node) (free func())
+	}{
+		{"its post-stop hook is at work", func(_ *testing.T, n *agenttest.Node) func() {
+			var ended atomic.Bool
+			n.Manager.Confs.Settled = func(int32) (bool, error) { return ended.Load(), nil }
+			n.Manager.Confs.StopWait = time.Millisecond
+			return func() { ended.Store(true) }
+		}},
+		{"its conf is locked", lockConf},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNode(t)
+			n.PutConf(901, plain)
+			start(t, n)
+			patch(t, n, give(0))
+			n.Runtime.RefuseStart(refuseGPU)
+			var free func()
+			r := &twisted{Runtime: n.Runtime}
+			r.start = func(ctx context.Context, ctid int32) error {
+				err := n.Runtime.Start(ctx, ctid)
+				if free == nil {
+					free = test.hold(t, n)
+					time.AfterFunc(50*time.Millisecond, free)
+				}
+				return err
+			}
+			_, err := manager(n, r).Restart(t.Context(), 901, quickly, silent)
+			if _, ok := errors.AsType[*container.RolledBackError](err); !ok {
+				t.Errorf("got %v, want a RolledBackError", err)
+			}
+			if get(t, n).Running.State != lxcmon.Running {
+				t.Error("the container is down")
+			}
+		})
+	}
+}
+
+// lockConf holds Proxmox's lock on the conf of 901.
+func lockConf(t *testing.T, n *agenttest.Node) (free func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(n.Dir, "run/lock/lxc/pve-config-901.lock"))
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Manager.Confs.LockWait = time.Millisecond
+	return func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Whoever held the lock may have edited the conf.
+func TestRollBackSparesWhatSomebodyWroteWhileItWaited(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain)
+	start(t, n)
+	patch(t, n, give(0))
+	n.Runtime.RefuseStart(refuseGPU)
+	theirs := strings.Replace(withGPU0, "memory: 512", "memory: 2048", 1)
+	r := &twisted{Runtime: n.Runtime}
+	r.start = func(ctx context.Context, ctid int32) error {
+		err := n.Runtime.Start(ctx, ctid)
+		free := lockConf(t, n)
+		time.AfterFunc(50*time.Millisecond, func() {
+			n.PutConf(901, theirs)
+			free()
+		})
+		return err
+	}
+	_, err := manager(n, r).Restart(t.Context(), 901, quickly, silent)
+	if _, ok := errors.AsType[*container.StartError](err); !ok {
+		t.Errorf("got %v, want a StartError", err)
+	}
+	if got := n.Conf(901); got != theirs {
+		t.Errorf("conf:\n%s\nwant:\n%s", got, theirs)
 	}
 }
 
