@@ -64,14 +64,14 @@ func masked(s string) string {
 //
 // The login shell is a process with the limits of PID 1 but 1024 open files, which is what pam_limits gives; umask 022;
 // no signal ignored or blocked; ordinary scheduling; a session of its own; and an environment of which --clear-env lets
-// nothing through. It is made by env, prlimit, chrt, ionice, choom and setsid, not by code of ours.
+// nothing through. It is made by env, prlimit, chrt, renice, ionice, choom and setsid, not by code of ours.
 func TestLikeALoginShell(t *testing.T) {
 	lxctest.Require(t)
 	// A login has descriptors 0 to 2; who runs this test may have left more open.
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	for _, tool := range []string{"env", "prlimit", "chrt", "ionice", "choom", "setsid", "nice"} {
+	for _, tool := range []string{"env", "prlimit", "chrt", "ionice", "choom", "setsid", "nice", "renice"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("the login shell and the odd agent of this test are made by %s", tool)
 		}
@@ -80,7 +80,7 @@ func TestLikeALoginShell(t *testing.T) {
 	both(t, func(t *testing.T, c *lxctest.Container) {
 		ctid := strconv.Itoa(int(c.CTID))
 		// Hard limits stay: raising them again takes CAP_SYS_RESOURCE, which not every machine of tests gives.
-		login := []string{"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "SHELL=/bin/bash", "TERM=linux",
+		login := []string{"sh", "-c", `renice -n 0 $$ >/dev/null; exec "$@"`, "sh", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "SHELL=/bin/bash", "TERM=linux",
 
 			"env", "--default-signal", "--block-signal=", "chrt", "--other", "0", "ionice", "-c", "0", "choom", "-n", "0", "--", "prlimit"}
 		for name, resource := range map[string]int{"cpu": unix.RLIMIT_CPU, "fsize": unix.RLIMIT_FSIZE, "data": unix.RLIMIT_DATA, "stack": unix.RLIMIT_STACK,
@@ -99,7 +99,7 @@ func TestLikeALoginShell(t *testing.T) {
 		login = append(login, "setsid", "--wait", "sh", "-c", `umask 022; cd /; exec "$@"`, "sh", "lxc-attach", "-n", ctid, "--clear-env", "--", "sh", "-c", look)
 		want := output(t, login)
 
-		odd := []string{"env", "GODEBUG=x=y", "LD_PRELOAD=/nonexistent.so", "--ignore-signal=HUP,INT,QUIT,USR1", "--block-signal=TERM,CHLD,USR2",
+		odd := []string{"sh", "-c", `renice -n 0 $$ >/dev/null; exec "$@"`, "sh", "env", "GODEBUG=x=y", "LD_PRELOAD=/nonexistent.so", "--ignore-signal=HUP,INT,QUIT,USR1", "--block-signal=TERM,CHLD,USR2",
 			"nice", "-n", "7", "ionice", "-c", "3", "choom", "-n", "500", "--", "prlimit", "--nofile=77:", "--core=4096:", "--stack=1048576:", "--msgqueue=0:",
 			"--memlock=4096:", "--sigpending=100:", "--nproc=1000:", "sh", "-c", `umask 077; exec "$@" 9</etc`, "sh", helper, "agent", ctid, "sh", "-c", look}
 		if diff := cmp.Diff(want, output(t, odd)); diff != "" {

@@ -83,7 +83,7 @@ func dial(c Config, conf *tls.Config) (*Node, error) {
 		grpc.WithDisableServiceConfig(),
 		// Static windows: with dynamic ones a stream that nobody reads holds megabytes. With what waits to be passed on, some
 		// 130 KiB, and the goroutines this makes less than 256 KiB for a command whose output nobody reads.
-		grpc.WithStaticStreamWindowSize(96<<10),
+		grpc.WithStaticStreamWindowSize(64<<10),
 		grpc.WithStaticConnWindowSize(4<<20),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		// An agent that comes back is reached again within some seconds.
