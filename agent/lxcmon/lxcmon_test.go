@@ -337,6 +337,7 @@ func TestListenerThatIsNotRoot(t *testing.T) {
 	if e, ok := errors.AsType[*lxcmon.PeerError](err); !ok || *e != want {
 		t.Errorf("error %v, want %+v", err, want)
 	}
+	wantSettled(t, lxcmon.Client{Path: path}, 101, true) // nor does it hold up edits
 	stdin.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("the other process got a request, or %v", err)

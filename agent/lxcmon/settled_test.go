@@ -1,6 +1,7 @@
 package lxcmon_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -156,6 +157,22 @@ func TestSteadyContainersAreSettled(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	wantSettled(t, c, ct.CTID, true)
+}
+
+// A container that fails to start comes to its hook through Aborting, any other through Stopping; Stopped is what one says
+// that reboots.
+func TestSettledByState(t *testing.T) {
+	needRoot(t)
+	for state, want := range map[lxcmon.State]bool{
+		lxcmon.Stopped: false, lxcmon.Starting: true, lxcmon.Running: true, lxcmon.Stopping: false,
+		lxcmon.Aborting: false, lxcmon.Freezing: true, lxcmon.Frozen: true, lxcmon.Thawed: true, lxcmon.Thawed + 1: false,
+	} {
+		t.Run(state.String(), func(t *testing.T) {
+			answer := make([]byte, 16)
+			binary.NativeEndian.PutUint64(answer[8:], uint64(state))
+			wantSettled(t, serve(t, answer).client, 101, want)
+		})
+	}
 }
 
 // Whoever takes the socket of a stopped container, or calls himself its monitor in a container or without being root, holds
