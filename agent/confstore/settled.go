@@ -35,8 +35,10 @@ func (e *StoppingError) Unwrap() error { return e.Err }
 const (
 	// maxStops bounds how often one edit is made again because a stop undid it.
 	maxStops = 5
-	// retrySettled is how often a container that is about to stop is looked at again.
-	retrySettled = 20 * time.Millisecond
+	// A container that is about to stop is looked at again after firstLook, and ever more seldom up to lastLook: a look may
+	// read all of /proc.
+	firstLook = 10 * time.Millisecond
+	lastLook  = 250 * time.Millisecond
 )
 
 // replace changes a conf when no post-stop hook is at work on it. One that began all the same may have read the conf before
@@ -82,9 +84,7 @@ func (s *Store) settle(ctx context.Context, ctid int32, written bool) error {
 	wait := orDefault(s.StopWait, 30*time.Second)
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
-	retry := time.NewTicker(retrySettled)
-	defer retry.Stop()
-	for {
+	for pause := firstLook; ; pause = min(2*pause, lastLook) {
 		settled, err := s.Settled(ctid)
 		if settled {
 			return nil
@@ -94,7 +94,7 @@ func (s *Store) settle(ctx context.Context, ctid int32, written bool) error {
 			return fmt.Errorf("wait for the end of the stop of CTID %d: %w", ctid, ctx.Err())
 		case <-timeout.C:
 			return &StoppingError{CTID: ctid, Waited: wait, Written: written, Err: err}
-		case <-retry.C:
+		case <-time.After(pause):
 		}
 	}
 }
