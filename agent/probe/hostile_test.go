@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/lxctest"
 	"phoenix.internal/agent/probe"
@@ -67,8 +68,6 @@ func TestHostile(t *testing.T) {
 			is: probe.ErrProbe, err: "probe CTID CTID: command in CTID CTID: write the output: no valid answer from inside the container: output too long"},
 		{name: "memory limit too low", config: lxctest.Config{Lines: []string{"lxc.prlimit.as = 8000000"}},
 			is: probe.ErrProbe, err: `probe CTID CTID: no valid answer from inside the container: the helper ended with status 2: "fatal error: failed to reserve page summary memory"`},
-		{name: "kills every process that begins", config: lxctest.Config{Init: "until [ -e /go ]; do sleep 0.02; done; while :; do kill -9 -1; done\n"}, setup: "touch /go",
-			is: probe.ErrProbe, err: `probe CTID CTID: no valid answer from inside the container: the helper ended with status 137: ""`},
 		{name: "frozen", freeze: true, timeout: 500 * time.Millisecond, is: context.DeadlineExceeded,
 			err: "probe CTID CTID: command in CTID CTID: context deadline exceeded"},
 		{name: "init that ignores every signal", config: lxctest.Config{Init: "trap '' HUP INT QUIT TERM PWR\nwhile :; do sleep 86400; done\n"}, setup: "mkfifo /dev/nvidia0",
@@ -119,6 +118,25 @@ func TestHostile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A container whose init kills each new process. Its first probes may be done before it begins to.
+func TestInitThatKillsAll(t *testing.T) {
+	lxctest.Require(t)
+	p := newProber(t)
+	c := lxctest.Start(t, lxctest.Config{Init: "until [ -e /go ]; do sleep 0.02; done; while :; do kill -9 -1; done\n"})
+	c.Run(t, "touch /go")
+	for range 1000 {
+		_, err := p.Probe(t.Context(), c.CTID, []probe.Device{{Path: "/dev/nvidia0", Major: 195, Minor: 0}})
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, probe.ErrProbe) && !errors.Is(err, attach.ErrAttach) {
+			t.Errorf("probe: %v, want an ErrProbe or an ErrAttach", err)
+		}
+		return
+	}
+	t.Error("a thousand probes came through")
 }
 
 // A device that is exchanged all the time is never taken for opened.
