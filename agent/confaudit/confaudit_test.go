@@ -287,7 +287,7 @@ var tests = []struct {
 		"6 note bad-value: Proxmox does not know this property",
 	}},
 	{"lines that Proxmox drops", user + "  cores: 2\nlxc.rootfs.path: /\n", []string{
-		"5 warning dropped-line: Proxmox cannot read this line and drops it when it next writes the conf",
+		"5 warning dropped-line: Proxmox cannot read this line, for the blank it begins with, and drops it when it next writes the conf",
 		"6 warning dropped-line: lxc.rootfs.path is made from the property rootfs; Proxmox ignores this line",
 	}},
 	{"headers that are none, and sections twice", user + "[a]\nlxc.cap.drop:\n[one]\ncores: 1\n[one]\nunprivileged: 1\n", []string{

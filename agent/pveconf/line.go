@@ -97,11 +97,32 @@ func classify(text string, in section) line {
 	if key, value, ok := propertyLine(text); ok {
 		return classifyProperty(l, key, value, in)
 	}
-	l.kind, l.warning = kindInvalid, "Proxmox cannot read this line and drops it when it next writes the conf"
-	if strings.HasPrefix(text, byteOrderMark) {
-		l.warning = "Proxmox cannot read this line, for the byte order mark it begins with, and drops it when it next writes the conf"
-	}
+	l.kind, l.warning = kindInvalid, "Proxmox cannot read this line"+cause(text)+" and drops it when it next writes the conf"
 	return l
+}
+
+// cause says what makes an invalid line one, where a person would wonder.
+func cause(text string) string {
+	key, value, colon := strings.Cut(text, ":")
+	property, _, equals := strings.Cut(text, "=")
+	reads := func(text string) bool {
+		_, _, isRaw := raw(text)
+		_, _, isProperty := propertyLine(text)
+		return isRaw || isProperty
+	}
+	switch {
+	case strings.HasPrefix(text, byteOrderMark):
+		return ", for the byte order mark it begins with,"
+	case isWhite(text[0]):
+		return ", for the blank it begins with,"
+	case colon && isWhite(text[max(0, len(key)-1)]) && reads(trim(key)+":"+value):
+		return ", for the blank before the colon,"
+	case colon && reads(strings.ToLower(key)+":"+value):
+		return ", for the capital letters in its key,"
+	case equals && !colon && typeOf(trim(property)) != typeUnknown:
+		return `, for the "=" in the place of a colon,`
+	}
+	return ""
 }
 
 // header matches /^\[pve:pending\]\s*$/i and /^\[([a-z][a-z0-9_\-]+)\]\s*$/i.

@@ -159,6 +159,30 @@ func TestLine(t *testing.T) {
 	}
 }
 
+// A person who looks at a line that Proxmox cannot read is told what to look for.
+func TestInvalidLine(t *testing.T) {
+	for line, cause := range map[string]string{
+		"nonsense":            "",
+		"foo-bar: x":          "",
+		": x":                 "",
+		" [sn]":               ", for the blank it begins with,",
+		"\tmemory: 512":       ", for the blank it begins with,",
+		"\ufeffarch: amd64":   ", for the byte order mark it begins with,",
+		"lxc.arch : amd64":    ", for the blank before the colon,",
+		"memory  : 512":       ", for the blank before the colon,",
+		"Memory: 512":         ", for the capital letters in its key,",
+		"lxc.Mount.entry: /x": ", for the capital letters in its key,",
+		"memory = 512":        `, for the "=" in the place of a colon,`,
+		"memories = 512":      "",
+	} {
+		got := pveconf.Parse([]byte("arch: amd64\n" + line + "\n")).Warnings()
+		want := "Proxmox cannot read this line" + cause + " and drops it when it next writes the conf"
+		if len(got) == 0 || got[0].Text != want || got[0].Line != 2 {
+			t.Errorf("%q: warnings %+v, want %q", line, got, want)
+		}
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	type warning struct {
 		Line int
