@@ -64,9 +64,13 @@ func newExecServer(node *Node) *execServer {
 }
 
 func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
-	start, err := receiveStart(stream)
+	first, err := receiveFirst(stream.Recv)
 	if err != nil {
 		return err
+	}
+	start := first.GetInput().GetStart()
+	if start == nil {
+		return invalid("input", "the first message must be start")
 	}
 	command, err := commandOf(start)
 	if err != nil {
@@ -89,33 +93,27 @@ func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
 	return s.run(ctx, stream, start, command, running.Instance)
 }
 
-// receiveStart returns the first message, which must be a start.
-func receiveStart(stream agentv1.ExecService_ExecServer) (*typev1.ExecStart, error) {
+// receiveFirst returns the first message of a stream, which must come in time.
+func receiveFirst[M any](recv func() (M, error)) (first M, err error) {
 	type received struct {
-		req *agentv1.ExecRequest
+		m   M
 		err error
 	}
-	first := make(chan received, 1)
+	got := make(chan received, 1)
 	go func() { // ends with the handler at the latest
-		req, err := stream.Recv()
-		first <- received{req, err}
+		m, err := recv()
+		got <- received{m, err}
 	}()
 	late := time.NewTimer(startWait)
 	defer late.Stop()
 	select {
-	case r := <-first:
+	case r := <-got:
 		if errors.Is(r.err, io.EOF) {
-			return nil, invalid("input", "the stream ended before start")
+			return first, invalid("input", "the stream ended before start")
 		}
-		if r.err != nil {
-			return nil, r.err
-		}
-		if r.req.GetInput().GetStart() == nil {
-			return nil, invalid("input", "the first message must be start")
-		}
-		return r.req.GetInput().GetStart(), nil
+		return r.m, r.err
 	case <-late.C:
-		return nil, invalid("input", "no start within %v", startWait)
+		return first, invalid("input", "no start within %v", startWait)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -36,11 +35,11 @@ type fileServer struct {
 }
 
 func (s *fileServer) Push(stream agentv1.FileService_PushServer) error {
-	in, err := receiveFirst(stream)
+	first, err := receiveFirst(stream.Recv)
 	if err != nil {
 		return err
 	}
-	start := in.GetStart()
+	start := first.GetInput().GetStart()
 	if start == nil {
 		return invalid("input", "the first message must be start")
 	}
@@ -112,30 +111,6 @@ func (s *fileServer) push(stream agentv1.FileService_PushServer, t *fileLog, tar
 
 func pushResponse(out *typev1.FilePushOutput) *agentv1.PushResponse {
 	return &agentv1.PushResponse{Output: out}
-}
-
-// receiveFirst returns the first message, which must come in time.
-func receiveFirst(stream agentv1.FileService_PushServer) (*typev1.FilePushInput, error) {
-	type received struct {
-		req *agentv1.PushRequest
-		err error
-	}
-	first := make(chan received, 1)
-	go func() { // ends with the handler at the latest
-		req, err := stream.Recv()
-		first <- received{req, err}
-	}()
-	late := time.NewTimer(startWait)
-	defer late.Stop()
-	select {
-	case r := <-first:
-		if errors.Is(r.err, io.EOF) {
-			return nil, invalid("input", "the stream ended before start")
-		}
-		return r.req.GetInput(), r.err
-	case <-late.C:
-		return nil, invalid("input", "no start within %v", startWait)
-	}
 }
 
 // receiveFile passes the caller's file on.

@@ -104,18 +104,9 @@ func (s *containerService) Restart(req *controllerv1.RestartRequest, down contro
 	if err != nil {
 		return err
 	}
-	for {
-		progress, err := up.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		if err := down.Send(&controllerv1.RestartResponse{Progress: progress.GetProgress()}); err != nil {
-			return err
-		}
-	}
+	return relay(up.Recv, down.Send, func(m *agentv1.RestartResponse) *controllerv1.RestartResponse {
+		return &controllerv1.RestartResponse{Progress: m.GetProgress()}
+	})
 }
 
 func (s *containerService) Probe(ctx context.Context, req *controllerv1.ProbeRequest) (*controllerv1.ProbeResponse, error) {
@@ -133,7 +124,7 @@ func (s *containerService) Probe(ctx context.Context, req *controllerv1.ProbeReq
 // Exec passes messages both ways, one at a time in each direction, so that flow control reaches from the command to
 // the caller and back, and nothing is buffered here.
 func (s *containerService) Exec(down controllerv1.ContainerService_ExecServer) error {
-	first, err := receiveStart(down)
+	first, err := receiveStart(down.Recv, func(r *controllerv1.ExecRequest) bool { return r.GetInput().GetStart() != nil })
 	if err != nil {
 		return err
 	}
@@ -154,45 +145,52 @@ func (s *containerService) Exec(down controllerv1.ContainerService_ExecServer) e
 			cancel() // the caller is gone; the other direction ends with that
 		}
 	}()
-	for {
-		out, err := up.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		if err := down.Send(&controllerv1.ExecResponse{Output: out.GetOutput()}); err != nil {
-			return err
-		}
-	}
+	return relay(up.Recv, down.Send, func(m *agentv1.ExecResponse) *controllerv1.ExecResponse {
+		return &controllerv1.ExecResponse{Output: m.GetOutput()}
+	})
 }
 
-// receiveStart returns the first message of an exec, which must be a start.
-func receiveStart(down controllerv1.ContainerService_ExecServer) (*controllerv1.ExecRequest, error) {
-	var first *controllerv1.ExecRequest
-	var err error
+// receiveStart returns the first message of a stream, which must be a start and come in time.
+func receiveStart[M any](recv func() (M, error), isStart func(M) bool) (first M, err error) {
 	received := make(chan struct{})
+	var m M
+	var recvErr error
 	go func() { // ends with the handler at the latest
 		defer close(received)
-		first, err = down.Recv()
+		m, recvErr = recv()
 	}()
 	late := time.NewTimer(startWait)
 	defer late.Stop()
 	select {
 	case <-received:
 	case <-late.C:
-		return nil, &FieldError{Field: "input.start", Message: fmt.Sprintf("it did not come within %v", startWait)}
+		return first, &FieldError{Field: "input.start", Message: fmt.Sprintf("it did not come within %v", startWait)}
 	}
 	switch {
-	case errors.Is(err, io.EOF):
-		return nil, &FieldError{Field: "input.start", Message: "the stream ended before it"}
-	case err != nil:
-		return nil, err
-	case first.GetInput().GetStart() == nil:
-		return nil, &FieldError{Field: "input.start", Message: "it must be the first message"}
+	case errors.Is(recvErr, io.EOF):
+		return first, &FieldError{Field: "input.start", Message: "the stream ended before it"}
+	case recvErr != nil:
+		return first, recvErr
+	case !isStart(m):
+		return first, &FieldError{Field: "input.start", Message: "it must be the first message"}
 	}
-	return first, nil
+	return m, nil
+}
+
+// relay sends what it receives until that ends.
+func relay[In, Out any](recv func() (In, error), send func(Out) error, of func(In) Out) error {
+	for {
+		in, err := recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := send(of(in)); err != nil {
+			return err
+		}
+	}
 }
 
 // forwardInput sends first and then what the caller sends, half-close included. The error is about the caller: if the

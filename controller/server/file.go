@@ -17,14 +17,9 @@ type fileService struct {
 }
 
 func (s *fileService) Push(down controllerv1.FileService_PushServer) error {
-	first, err := down.Recv()
-	switch {
-	case errors.Is(err, io.EOF):
-		return &FieldError{Field: "input.start", Message: "the stream ended before it"}
-	case err != nil:
+	first, err := receiveStart(down.Recv, func(r *controllerv1.PushRequest) bool { return r.GetInput().GetStart() != nil })
+	if err != nil {
 		return err
-	case first.GetInput().GetStart() == nil:
-		return &FieldError{Field: "input.start", Message: "it must be the first message"}
 	}
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
@@ -42,18 +37,9 @@ func (s *fileService) Push(down controllerv1.FileService_PushServer) error {
 			cancel() // the caller is gone
 		}
 	}()
-	for {
-		out, err := up.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		if err := down.Send(&controllerv1.PushResponse{Output: out.GetOutput()}); err != nil {
-			return err
-		}
-	}
+	return relay(up.Recv, down.Send, func(m *agentv1.PushResponse) *controllerv1.PushResponse {
+		return &controllerv1.PushResponse{Output: m.GetOutput()}
+	})
 }
 
 // forwardFile sends first and then what the caller sends, half-close included. The error is about the caller.
@@ -85,16 +71,7 @@ func (s *fileService) Pull(req *controllerv1.PullRequest, down controllerv1.File
 	if err != nil {
 		return err
 	}
-	for {
-		out, err := up.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		if err := down.Send(&controllerv1.PullResponse{Output: out.GetOutput()}); err != nil {
-			return err
-		}
-	}
+	return relay(up.Recv, down.Send, func(m *agentv1.PullResponse) *controllerv1.PullResponse {
+		return &controllerv1.PullResponse{Output: m.GetOutput()}
+	})
 }
