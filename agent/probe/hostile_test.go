@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"phoenix.internal/agent/attach"
-	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/lxctest"
 	"phoenix.internal/agent/probe"
 )
@@ -166,46 +165,5 @@ func TestDeviceSwappedDuringAProbe(t *testing.T) {
 	}
 	if seen[probe.Denied] == 0 || seen[probe.WrongNumber] == 0 {
 		t.Errorf("outcomes %v: the device was not exchanged", seen)
-	}
-}
-
-// The container is another one after a probe: its identity tells.
-func TestRestartDuringAProbe(t *testing.T) {
-	p := newProber(t)
-	var lxc lxcmon.Client
-	for _, test := range []struct{ name, init string }{
-		{"restarts itself", "if [ ! -e /again ]; then until [ -e /go ]; do sleep 0.02; done; touch /again; reboot -f; fi\ntrap 'exit 0' PWR\nwhile :; do sleep 86400 & wait $!; done\n"},
-		{"dies", "until [ -e /go ]; do sleep 0.02; done; exit 1\n"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			c := lxctest.Start(t, lxctest.Config{Init: test.init})
-			before, err := lxc.Init(c.CTID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := p.Probe(t.Context(), c.CTID, []probe.Device{{Path: "/dev/null", Major: 1, Minor: 3}}); err != nil {
-				t.Fatal(err)
-			}
-			if err := lxc.Same(before); err != nil {
-				t.Errorf("nothing has happened: %v", err)
-			}
-			if err := os.WriteFile(c.Rootfs+"/go", nil, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			// Whatever the probes under way say, in the end the container is known not to be the one it was.
-			for end := time.Now().Add(10 * time.Second); ; {
-				p.Probe(t.Context(), c.CTID, []probe.Device{{Path: "/dev/null", Major: 1, Minor: 3}})
-				err := lxc.Same(before)
-				if e, ok := errors.AsType[*lxcmon.ChangedError](err); ok {
-					if e.Now.PID == before.PID && e.Now.Start == before.Start {
-						t.Errorf("changed from %+v to %+v", before, e.Now)
-					}
-					break
-				}
-				if time.Now().After(end) {
-					t.Fatalf("the same after ten seconds: %v", err)
-				}
-			}
-		})
 	}
 }
