@@ -60,7 +60,9 @@ func Set(f *pveconf.File, inv Inventory, minors []int, mode Mode) error {
 		return fmt.Errorf("GPUs cannot be given in mode %v", mode)
 	}
 	edited := pveconf.Parse(f.Bytes())
-	removeWrong(edited, inv, want, mode)
+	for removeWrong(edited, inv, want, mode) > 0 {
+		// A removed entry with a NUL hid the lines below it: in force now, they may cancel what was right before.
+	}
 	switch mode {
 	case ModeRaw:
 		err = addRaw(edited, inv, want)
@@ -113,8 +115,8 @@ func wanted(inv Inventory, minors []int) ([]Node, error) {
 }
 
 // removeWrong removes every NVIDIA entry but, for each wanted node, the first one of each kind that gives it
-// as it should be.
-func removeWrong(f *pveconf.File, inv Inventory, want []Node, mode Mode) {
+// as it should be, and returns how many it removed.
+func removeWrong(f *pveconf.File, inv Inventory, want []Node, mode Mode) int {
 	c := read(f, inv, len(want) > 0)
 	wrong := map[int]bool{} // raw lines
 	for _, m := range c.mounts {
@@ -142,9 +144,9 @@ func removeWrong(f *pveconf.File, inv Inventory, want []Node, mode Mode) {
 			}
 		}
 	}
-	f.RemoveRaw(func(e pveconf.Entry) bool { return wrong[e.Line] })
+	raw := f.RemoveRaw(func(e pveconf.Entry) bool { return wrong[e.Line] })
 	// By key: an earlier line of the same key would come into force.
-	f.RemoveProperties(func(e pveconf.Entry) bool { return wrongDevice[e.Key] })
+	return raw + f.RemoveProperties(func(e pveconf.Entry) bool { return wrongDevice[e.Key] })
 }
 
 // mountOf returns the index of the first mount that gives n as it should be, or -1.
