@@ -153,6 +153,9 @@ func (f *File) replace(key string, l line) {
 func (f *File) propertyPlace(key string) int {
 	end := f.mainEnd()
 	raw := slices.IndexFunc(f.lines[:end], func(l line) bool { return l.kind == kindRaw || l.kind == kindRawRefused })
+	if raw >= 0 {
+		end = raw
+	}
 	place := -1
 	for i, l := range f.lines[:end] {
 		if l.kind != kindProperty {
@@ -167,14 +170,12 @@ func (f *File) propertyPlace(key string) int {
 		place = i + 1
 	}
 	switch {
-	case place < 0 && raw < 0:
-		return f.contentEnd(end)
-	case place < 0:
-		return raw
-	case raw < 0:
+	case place >= 0:
 		return place
+	case raw >= 0:
+		return raw
 	}
-	return min(place, raw)
+	return f.contentEnd(end)
 }
 
 // rawPlace returns the index for a new raw line.
