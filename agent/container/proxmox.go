@@ -24,6 +24,9 @@ type Proxmox struct {
 	LXC  lxcmon.Client
 	PCT  pct.Runner
 	Proc string // root of procfs; empty means /proc
+	// HAPatience is how long Proxmox's HA stack may take to carry out a request, on top of the time for a graceful
+	// shutdown: its managers look around every ten seconds; 0 means 1 min.
+	HAPatience time.Duration
 
 	boot func() (bootInfo, error)
 	once sync.Once
@@ -149,16 +152,25 @@ func lookAt(root int, path string) (File, error) {
 
 // startTicks is when pid was started, in clock ticks since boot: field 22 of /proc/PID/stat.
 func (p *Proxmox) startTicks(pid int) (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("%s/%d/stat", p.proc(), pid))
+	fields, err := p.stat(pid)
 	if err != nil {
 		return 0, err
+	}
+	return strconv.ParseInt(string(fields[19]), 10, 64)
+}
+
+// stat returns the fields of /proc/PID/stat from the third, the process's state, to the 22nd at least.
+func (p *Proxmox) stat(pid int) ([][]byte, error) {
+	b, err := os.ReadFile(fmt.Sprintf("%s/%d/stat", p.proc(), pid))
+	if err != nil {
+		return nil, err
 	}
 	// The second field is the program's name in parentheses and may itself hold blanks and parentheses.
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat: too few fields", pid)
+		return nil, fmt.Errorf("/proc/%d/stat: too few fields", pid)
 	}
-	return strconv.ParseInt(string(fields[19]), 10, 64)
+	return fields, nil
 }
 
 // userHZ is the kernel's clock tick as user space sees it: 100 on every architecture Proxmox runs on.
@@ -197,14 +209,3 @@ func readBoot(proc string) (bootInfo, error) {
 	}
 	return bootInfo{}, fmt.Errorf("%s/stat has no btime", proc)
 }
-
-// Start runs pct start.
-func (p *Proxmox) Start(ctx context.Context, ctid int32) error { return p.PCT.Start(ctx, ctid) }
-
-// Shutdown runs pct shutdown.
-func (p *Proxmox) Shutdown(ctx context.Context, ctid int32, timeout time.Duration) error {
-	return p.PCT.Shutdown(ctx, ctid, timeout)
-}
-
-// Stop runs pct stop.
-func (p *Proxmox) Stop(ctx context.Context, ctid int32) error { return p.PCT.Stop(ctx, ctid) }

@@ -93,21 +93,22 @@ const (
 	// post-stop hooks.
 	startTimeout = 5 * time.Minute
 	killTimeout  = 2 * time.Minute
-	// settleTime is how long the container may take to be as pct says it is, haSettleTime where pct has only passed on a
-	// request to Proxmox's HA stack, which looks every ten seconds.
-	settleTime   = 10 * time.Second
-	haSettleTime = 3 * time.Minute
+	// settleTime is how long the container may take to be as pct says it is.
+	settleTime = 10 * time.Second
 	// defaultStartPatience covers the moment in which a backup has locked the container, and a short loss of quorum.
 	defaultStartPatience = 2 * time.Minute
 )
 
 // Restart stops a container and starts it; a stopped one is only started. progress, called from this goroutine, is told
-// of each phase as it begins. If the container does not come up and its conf is one that we wrote since it last ran, the
+// of each phase as it begins. Of several at once the first restarts the container, and the others, which waited for it, get
+// an [*InstanceError]. If the container does not come up and its conf is one that we wrote since it last ran, the
 // old conf is put back and the container started with that: the error is then a [*RolledBackError], otherwise a
 // [*StartError]. Other errors left the container as it was: confstore.ErrNotFound, [ErrTemplate],
-// [*confstore.LockedError], confstore.ErrNoQuorum, [*gpu.NodeError], [*InstanceError], pct.ErrStopTimeout, [*pct.Error].
+// [*confstore.LockedError], confstore.ErrNoQuorum, [*gpu.NodeError], [*InstanceError], pct.ErrStopTimeout, [*HAError],
+// [*pct.Error].
 func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, progress func(Phase, string)) (Container, error) {
 	progress(Waiting, "")
+	asked, askedErr := m.Runtime.Observe(ctx, ctid, nil)
 	unlock, err := m.locks.Lock(ctx, ctid)
 	if err != nil {
 		return Container{}, err
@@ -117,6 +118,10 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 	running, err := m.mayRestart(ctx, ctid, opts.Instance)
 	if err != nil {
 		return Container{}, err
+	}
+	settled := askedErr == nil && (asked.State == lxcmon.Running || asked.State == lxcmon.Stopped)
+	if settled && running.Instance != "" && running.Instance != asked.Instance {
+		return Container{}, &InstanceError{CTID: ctid, Got: running.Instance} // by whoever had the lock: not once more
 	}
 	// From here on the container is down because we are restarting it: leaving with the caller would leave it down. Each
 	// command has a deadline of its own, so that a slow stop leaves time for the start.
@@ -154,7 +159,7 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 	end()
 	c, _, err := m.Get(ctx, ctid)
 	if err == nil && c.Running.State == lxcmon.Stopped {
-		return Container{}, &StartError{CTID: ctid, Err: errors.New("it came up and ended again at once")}
+		return Container{}, &StartError{CTID: ctid, Err: &DiedError{CTID: ctid}}
 	}
 	return c, err
 }
@@ -214,12 +219,13 @@ var devKey = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^
 func (m *Manager) stop(ctx context.Context, ctid int32, instance string, opts RestartOptions, progress func(Phase, string)) error {
 	if opts.Timeout > 0 {
 		progress(ShuttingDown, "")
-		// It may take twice its timeout and five seconds (LXC.pm, vm_stop), after 10 s for Proxmox's lock.
-		limited, cancel := context.WithTimeout(ctx, 2*(opts.Timeout+5*time.Second)+30*time.Second)
+		// It may take twice its timeout and five seconds (LXC.pm, vm_stop), after 10 s for Proxmox's lock; under high
+		// availability less than a minute and a half more than the timeout.
+		limited, cancel := context.WithTimeout(ctx, 2*opts.Timeout+90*time.Second)
 		err := m.Runtime.Shutdown(limited, ctid, opts.Timeout)
 		cancel()
 		if !errors.Is(err, pct.ErrStopTimeout) {
-			err = m.awaitStop(ctx, ctid, instance, opts.Timeout, err)
+			err = m.awaitStop(ctx, ctid, instance, err)
 		}
 		if !errors.Is(err, pct.ErrStopTimeout) || opts.NoForce {
 			return err
@@ -228,18 +234,13 @@ func (m *Manager) stop(ctx context.Context, ctid int32, instance string, opts Re
 	progress(Forcing, "")
 	limited, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	return m.awaitStop(ctx, ctid, instance, 0, m.Runtime.Stop(limited, ctid))
+	return m.awaitStop(ctx, ctid, instance, m.Runtime.Stop(limited, ctid))
 }
 
-// awaitStop looks whether the container really stopped. After success of pct it is waited for: under Proxmox's HA stack pct
-// only passes on a request. After an error it may have stopped all the same, or be about to.
-func (m *Manager) awaitStop(ctx context.Context, ctid int32, instance string, timeout time.Duration, stopErr error) error {
-	managed := m.managed(ctid)
-	patience := settleTime
-	if managed && stopErr == nil {
-		patience = timeout + haSettleTime
-	}
-	deadline := time.Now().Add(patience)
+// awaitStop looks whether the container really stopped. After an error of pct it may have stopped all the same, or be about
+// to.
+func (m *Manager) awaitStop(ctx context.Context, ctid int32, instance string, stopErr error) error {
+	deadline := time.Now().Add(settleTime)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		running, err := m.Runtime.Observe(ctx, ctid, nil)
 		same := running.State == lxcmon.Running && running.Instance == instance
@@ -251,23 +252,11 @@ func (m *Manager) awaitStop(ctx context.Context, ctid int32, instance string, ti
 		case time.Now().Before(deadline):
 		case err != nil:
 			return err
-		case managed:
-			return fmt.Errorf("CTID %d is managed by Proxmox's HA stack, which accepted the request, but after %v it still runs; see ha-manager status: %w",
-				ctid, patience, pct.ErrStopTimeout)
 		default:
-			return fmt.Errorf("pct says that CTID %d is stopped, but after %v it is %v: %w", ctid, patience, running.State, pct.ErrStopTimeout)
+			return fmt.Errorf("pct says that CTID %d is stopped, but after %v it is %v: %w", ctid, settleTime, running.State, pct.ErrStopTimeout)
 		}
 		<-time.After(wait) // ctx does not end
 	}
-}
-
-// managed says whether Proxmox's HA stack manages the container; if that cannot be told, pct is taken at its word.
-func (m *Manager) managed(ctid int32) bool {
-	managed, err := m.Confs.Managed(ctid)
-	if err != nil {
-		m.Log.Warn("cannot tell whether the container is under high availability", "ctid", ctid, "err", err)
-	}
-	return managed
 }
 
 // start starts a stopped container, with the old conf if it does not come up with a new one of ours.
@@ -336,7 +325,7 @@ func (m *Manager) down(ctx context.Context, ctid int32) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	return m.awaitStop(ctx, ctid, running.Instance, 0, m.Runtime.Stop(limited, ctid))
+	return m.awaitStop(ctx, ctid, running.Instance, m.Runtime.Stop(limited, ctid))
 }
 
 // passing says whether a start, or a roll-back, failed for a cause that has nothing to do with the conf and will pass.
@@ -354,7 +343,9 @@ func passing(err error) bool {
 	_, held := errors.AsType[*confstore.LockTimeoutError](err)
 	_, stopping := errors.AsType[*confstore.StoppingError](err)
 	_, changed := errors.AsType[*confstore.DigestError](err)
-	return locked || confLocked || held || stopping || changed
+	ha, requested := errors.AsType[*HAError](err)
+	untried := requested && ha.Want == lxcmon.Running && ha.Log == ""
+	return locked || confLocked || held || stopping || changed || untried
 }
 
 func (m *Manager) startPatiently(ctx context.Context, ctid int32) error {
@@ -379,17 +370,13 @@ func (m *Manager) patiently(ctid int32, fn func() error) error {
 }
 
 // startOnce starts the container and looks whether it really runs: pct start may succeed without knowing (LXC.pm,
-// monitor_start), and for a container under high availability it only passes on a request. What cannot be observed for a
-// moment is looked at again, so that a busy node is not taken for a failed start.
+// monitor_start). What cannot be observed for a moment is looked at again, so that a busy node is not taken for a failed
+// start.
 func (m *Manager) startOnce(ctx context.Context, ctid int32) error {
 	limited, cancel := context.WithTimeout(ctx, startTimeout)
 	startErr := m.Runtime.Start(limited, ctid)
 	cancel()
-	patience := settleTime
-	if startErr == nil && m.managed(ctid) {
-		patience = haSettleTime
-	}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(settleTime)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		running, err := m.Runtime.Observe(ctx, ctid, nil)
 		switch {
@@ -401,7 +388,7 @@ func (m *Manager) startOnce(ctx context.Context, ctid int32) error {
 		case startErr != nil || err != nil:
 			return errors.Join(startErr, err)
 		default:
-			return fmt.Errorf("pct start succeeded, but after %v the container is %v", patience, running.State)
+			return fmt.Errorf("pct start succeeded, but after %v the container is %v", settleTime, running.State)
 		}
 		<-time.After(wait) // ctx does not end
 	}

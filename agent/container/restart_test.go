@@ -312,38 +312,140 @@ func TestStartIsNotTakenForFailedBecauseTheNodeIsBusy(t *testing.T) {
 	}
 }
 
-// Under Proxmox's HA stack pct only passes on a request, and returns while the container still runs.
-func TestRestartUnderHAWaitsForTheContainer(t *testing.T) {
+// What the HA stack has not tried yet says nothing about the conf; what it tried in vain does.
+func TestStartUnderHA(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		log  string // of LXC, on the start with the new conf
+		want []int  // GPUs of the conf afterwards
+	}{
+		{"not tried yet", "", []int{0}},
+		{"tried in vain", "no such device", nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t)
+			n.PutConf(901, plain)
+			start(t, n)
+			patch(t, n, give(0))
+			r := &twisted{Runtime: n.Runtime}
+			r.start = func(ctx context.Context, ctid int32) error {
+				if strings.Contains(n.Conf(901), "nvidia0") {
+					return &container.HAError{CTID: ctid, Want: lxcmon.Running, After: time.Minute, Log: tc.log}
+				}
+				return n.Runtime.Start(ctx, ctid)
+			}
+			m := manager(n, r)
+			m.StartPatience = time.Millisecond
+			_, err := m.Restart(t.Context(), 901, quickly, silent)
+			if _, ok := errors.AsType[*container.HAError](err); !ok {
+				t.Errorf("got %v, want an HAError", err)
+			}
+			if c := get(t, n); !cmp.Equal(gpus(&c.Configured), tc.want) {
+				t.Errorf("GPUs of the conf %v, want %v", gpus(&c.Configured), tc.want)
+			}
+		})
+	}
+}
+
+// A stop that the HA stack has not carried out is not forced, and the container goes on.
+func TestStopThatHADoesNotCarryOut(t *testing.T) {
 	n := newNode(t)
 	n.PutConf(901, plain)
 	start(t, n)
-	before := get(t, n).Running.Instance
-	ha := filepath.Join(n.Dir, "etc/pve/ha")
-	if err := os.MkdirAll(ha, 0o755); err != nil {
+	r := &twisted{Runtime: n.Runtime}
+	r.shutdown = func(_ context.Context, ctid int32) error { return &container.HAError{CTID: ctid, Want: lxcmon.Stopped} }
+	calls := n.Runtime.Calls()
+	_, err := manager(n, r).Restart(t.Context(), 901, quickly, silent)
+	if e, ok := errors.AsType[*container.HAError](err); !ok || e.Want != lxcmon.Stopped {
+		t.Errorf("got %v, want an HAError", err)
+	}
+	if diff := cmp.Diff(calls, n.Runtime.Calls()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	// Nothing is left for the next agent to make up for.
+	finish, err := manager(n, n.Runtime).Recover(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(ha, "resources.cfg"), []byte("ct: 901\n\tstate started\n"), 0o644); err != nil {
-		t.Fatal(err)
+	if err := finish(t.Context()); err != nil {
+		t.Error(err)
 	}
-	synctest.Test(t, func(t *testing.T) {
-		r := &twisted{Runtime: n.Runtime}
-		later := func(act func(context.Context, int32) error) func(context.Context, int32) error {
-			return func(ctx context.Context, ctid int32) error {
-				time.AfterFunc(25*time.Second, func() {
-					if err := act(ctx, ctid); err != nil {
-						t.Error(err)
-					}
-				})
-				return nil
+}
+
+// An init that ends at once with the new conf is a reason to go back.
+func TestRollBackOfAConfWithWhichInitDies(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain)
+	start(t, n)
+	patch(t, n, give(0))
+	r := &twisted{Runtime: n.Runtime}
+	r.start = func(ctx context.Context, ctid int32) error {
+		if strings.Contains(n.Conf(901), "nvidia0") {
+			return &container.DiedError{CTID: ctid}
+		}
+		return n.Runtime.Start(ctx, ctid)
+	}
+	_, err := manager(n, r).Restart(t.Context(), 901, quickly, silent)
+	if _, ok := errors.AsType[*container.RolledBackError](err); !ok {
+		t.Errorf("got %v, want a RolledBackError", err)
+	}
+	if c := get(t, n); c.Running.State != lxcmon.Running || len(gpus(c.Effective)) > 0 {
+		t.Errorf("%v with GPUs %v, want it running with none", c.Running.State, gpus(c.Effective))
+	}
+}
+
+// Of several at once the first restarts the container; the others are told that it was done.
+func TestConcurrentRestarts(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain)
+	start(t, n)
+	const others = 4
+	waiting := make(chan struct{}, others)
+	r := &twisted{Runtime: n.Runtime}
+	r.shutdown = func(ctx context.Context, ctid int32) error {
+		for range others {
+			<-waiting
+		}
+		return n.Runtime.Stop(ctx, ctid)
+	}
+	begun := make(chan struct{})
+	m := manager(n, r)
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Restart(t.Context(), 901, quickly, func(p container.Phase, _ string) {
+			if p == container.ShuttingDown {
+				close(begun)
 			}
+		})
+		done <- err
+	}()
+	<-begun
+	observed := atomic.Int32{}
+	r.observe = func(running container.Running, err error) (container.Running, error) {
+		if observed.Add(1) <= others {
+			waiting <- struct{}{}
 		}
-		r.shutdown = later(func(_ context.Context, ctid int32) error { return n.Runtime.Stop(context.Background(), ctid) })
-		r.start = later(func(_ context.Context, ctid int32) error { return n.Runtime.Start(context.Background(), ctid) })
-		c, err := manager(n, r).Restart(t.Context(), 901, container.RestartOptions{Timeout: time.Minute}, silent)
-		if err != nil || c.Running.Instance == before {
-			t.Errorf("instance %q, %v; want another than %q", c.Running.Instance, err, before)
+		return running, err
+	}
+	told := make(chan error, others)
+	for range others {
+		go func() {
+			_, err := m.Restart(t.Context(), 901, quickly, silent)
+			told <- err
+		}()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	now := get(t, n).Running.Instance
+	for range others {
+		if e, ok := errors.AsType[*container.InstanceError](<-told); !ok || e.Got != now {
+			t.Errorf("got %v, want an InstanceError with %s", e, now)
 		}
-	})
+	}
+	if diff := cmp.Diff([]string{"start 901", "stop 901", "start 901"}, n.Runtime.Calls()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
 }
 
 // systemd kills the pct of an agent that ends; the container has been told to shut down, and does so later.

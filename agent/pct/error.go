@@ -1,6 +1,7 @@
 package pct
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -19,6 +20,7 @@ var (
 	ErrLockTimeout = errors.New("another process holds Proxmox's lock on the conf")
 	ErrNoQuorum    = errors.New("node has no quorum")
 	ErrHA          = errors.New("Proxmox's HA stack refused the request")
+	ErrRequested   = errors.New("Proxmox's HA stack was asked to do it, and does it later")
 	ErrStartFailed = errors.New("LXC could not start the container")
 )
 
@@ -59,19 +61,20 @@ func (e *LockedError) Error() string {
 // An Error is a command of pct that could not be run or did not succeed. It wraps what its output told, or the
 // error of the context that ended it.
 type Error struct {
-	Command string // "start", "shutdown" or "stop"
+	Command string // "start", "shutdown" or "stop"; "set" of ha-manager
 	CTID    int32
 	Code    int    // exit status; -1 if it did not run or was ended by a signal. Proxmox gives it no meaning
 	Output  string // stdout and stderr together, the last 1 MiB; not always UTF-8
 	Log     string // end of what LXC said on the container's start, at most 4 KiB; only if Output lacks it
 
-	signal syscall.Signal
-	cause  error
+	program string // "pct" or "ha-manager"
+	signal  syscall.Signal
+	cause   error
 }
 
 func (e *Error) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "pct %s %d: ", e.Command, e.CTID)
+	fmt.Fprintf(&b, "%s %s %d: ", cmp.Or(e.program, "pct"), e.Command, e.CTID)
 	switch {
 	case e.signal != 0:
 		fmt.Fprintf(&b, "ended by signal %d (%s)", int(e.signal), e.signal)

@@ -2,12 +2,14 @@
 package pct
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -21,31 +23,24 @@ import (
 // Every error of a command that ran is an [*Error]. The context ends a command with SIGTERM, which pct passes on
 // to its worker. The worker may have done its work all the same: look at the container.
 //
-// On a container that is managed by Proxmox's HA stack, success means only that the request was accepted; [Runner.Run]
-// tells.
+// For a container that is managed by Proxmox's HA stack pct only passes on a request: the error is then an
+// [ErrRequested] if it was accepted, and an [ErrHA] if not.
 type Runner struct {
-	Path string // of pct; empty means /usr/sbin/pct
-	Dir  string // where Proxmox keeps what LXC says on a start; empty means /run/pve
+	Path      string // of pct; empty means /usr/sbin/pct
+	HAManager string // path of ha-manager; empty means /usr/sbin/ha-manager
+	Dir       string // where Proxmox keeps what LXC says on a start; empty means /run/pve
 	// How long pct may take to end after SIGTERM, and how long children of it may keep its output open after its
 	// end; 0 means 10 s. Then pct is killed, but its worker goes on, and keeps Proxmox's lock until it is done.
 	Grace time.Duration
 }
 
-// An Action is what pct is to do.
-type Action struct {
-	Command string        // "start", "shutdown" or "stop"
-	Timeout time.Duration // of a shutdown, rounded up to whole seconds
-}
-
-// Done is how a command ended that succeeded.
-type Done struct {
-	Requested bool   // the HA stack was asked to do it and has not done it yet
-	Warnings  string // the task's output if it ended with warnings, the last 1 MiB
-}
-
 // Start starts a container and waits until it runs. Look at the container afterwards: pct cannot always tell.
 func (r Runner) Start(ctx context.Context, ctid int32) error {
-	_, err := r.Run(ctx, ctid, Action{Command: "start"})
+	begin := time.Now()
+	err := r.pct(ctx, ctid, "start")
+	if e, ok := errors.AsType[*Error](err); ok && e.Code != 0 && !strings.Contains(e.Output, "startup for container") {
+		e.Log = r.StartLog(ctid, begin)
+	}
 	return err
 }
 
@@ -53,58 +48,41 @@ func (r Runner) Start(ctx context.Context, ctid int32) error {
 // rewritten its conf. If it still runs after timeout, which is rounded up to whole seconds, the error is an
 // [ErrStopTimeout]. Giving up can take twice the timeout and 10 s more.
 func (r Runner) Shutdown(ctx context.Context, ctid int32, timeout time.Duration) error {
-	_, err := r.Run(ctx, ctid, Action{Command: "shutdown", Timeout: timeout})
-	return err
+	seconds := max(1, int64((timeout+time.Second-1)/time.Second))
+	return r.pct(ctx, ctid, "shutdown", "--timeout", strconv.FormatInt(seconds, 10))
 }
 
 // Stop kills the container's processes and returns after the end of the container, when Proxmox has rewritten its
 // conf.
-func (r Runner) Stop(ctx context.Context, ctid int32) error {
-	_, err := r.Run(ctx, ctid, Action{Command: "stop"})
+func (r Runner) Stop(ctx context.Context, ctid int32) error { return r.pct(ctx, ctid, "stop") }
+
+// Withdraw takes back a request to stop a container that Proxmox's HA stack has accepted: the stack is to see that it
+// runs. The error is an [*Error] whose command is "set".
+func (r Runner) Withdraw(ctx context.Context, ctid int32) error {
+	_, err := r.run(ctx, ctid, cmp.Or(r.HAManager, "/usr/sbin/ha-manager"),
+		"set", fmt.Sprintf("ct:%d", ctid), "--state", "started") // what pct start itself calls (PVE/API2/LXC/Status.pm)
 	return err
 }
 
-// Run does what Start, Shutdown and Stop do, and tells how.
-func (r Runner) Run(ctx context.Context, ctid int32, a Action) (Done, error) {
-	args := []string{a.Command, strconv.Itoa(int(ctid))}
-	if a.Command == "shutdown" {
-		seconds := max(1, int64((a.Timeout+time.Second-1)/time.Second))
-		args = append(args, "--timeout", strconv.FormatInt(seconds, 10))
-	}
-	begin := time.Now()
-	output, err := r.run(ctx, ctid, args...)
-	if e, ok := errors.AsType[*Error](err); ok {
-		if a.Command == "start" && !strings.Contains(e.Output, "startup for container") {
-			e.Log = r.StartLog(ctid, begin)
-		}
-		return Done{}, err
-	}
-	var done Done
-	last := lastLine(output)
-	done.Requested = requestText.MatchString(last)
-	if warningsText.MatchString(last) {
-		done.Warnings = output
-	}
-	return done, nil
-}
+// requestText is the last line of a pct that has passed on a request.
+var requestText = regexp.MustCompile(`^Requesting HA (start|stop) for CT [0-9]+$`)
 
-// What pct prints last when it succeeded in a way of its own.
-var (
-	requestText  = regexp.MustCompile(`^Requesting HA (start|stop) for CT [0-9]+$`)
-	warningsText = regexp.MustCompile(`^Task finished with [0-9]+ warning\(s\)!$`)
-)
+func (r Runner) pct(ctx context.Context, ctid int32, command string, options ...string) error {
+	args := append([]string{command, strconv.Itoa(int(ctid))}, options...)
+	output, err := r.run(ctx, ctid, cmp.Or(r.Path, "/usr/sbin/pct"), args...)
+	if err == nil && requestText.MatchString(lastLine(output)) {
+		return &Error{Command: command, CTID: ctid, Output: output, program: "pct", cause: ErrRequested}
+	}
+	return err
+}
 
 // maxLog is how much of LXC's log is kept, from its end.
 const maxLog = 4 << 10
 
 // StartLog returns the end of what LXC said on the container's last start (systemd puts its stderr there), at most 4 KiB,
-// if that began after since; empty if there is none. A container that comes up and dies at once may say why here.
+// if that began after since; empty if there is none. Of a container that came up and died at once it may say why.
 func (r Runner) StartLog(ctid int32, since time.Time) string {
-	dir := r.Dir
-	if dir == "" {
-		dir = "/run/pve"
-	}
-	f, err := os.Open(fmt.Sprintf("%s/ct-%d.stderr", dir, ctid))
+	f, err := os.Open(fmt.Sprintf("%s/ct-%d.stderr", cmp.Or(r.Dir, "/run/pve"), ctid))
 	if err != nil {
 		return ""
 	}
@@ -120,15 +98,7 @@ func (r Runner) StartLog(ctid int32, since time.Time) string {
 	return strings.TrimSpace(string(b))
 }
 
-func (r Runner) run(ctx context.Context, ctid int32, args ...string) (string, error) {
-	path := r.Path
-	if path == "" {
-		path = "/usr/sbin/pct"
-	}
-	grace := r.Grace
-	if grace == 0 {
-		grace = 10 * time.Second
-	}
+func (r Runner) run(ctx context.Context, ctid int32, path string, args ...string) (string, error) {
 	output := &tail{max: maxOutput}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = "/"
@@ -140,7 +110,7 @@ func (r Runner) run(ctx context.Context, ctid int32, args ...string) (string, er
 	// SIGTERM to pct alone: it passes the signal on to the process group of its worker. After SIGKILL the worker
 	// would live on and hold Proxmox's lock.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = grace
+	cmd.WaitDelay = cmp.Or(r.Grace, 10*time.Second)
 
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
@@ -149,7 +119,7 @@ func (r Runner) run(ctx context.Context, ctid int32, args ...string) (string, er
 	if err == nil {
 		return output.String(), nil
 	}
-	e := &Error{Command: args[0], CTID: ctid, Code: -1, Output: output.String()}
+	e := &Error{Command: args[0], CTID: ctid, Code: -1, Output: output.String(), program: filepath.Base(path)}
 	if cmd.ProcessState == nil {
 		e.cause = err
 		return "", e

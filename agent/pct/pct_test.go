@@ -157,24 +157,51 @@ func TestDeviceMissing(t *testing.T) {
 }
 
 // Success of pct is not always the thing done.
-func TestDone(t *testing.T) {
+func TestRequested(t *testing.T) {
+	r := runner(t)
 	for _, test := range []struct {
-		name   string
-		ctid   int32
-		action pct.Action
-		want   pct.Done
+		name string
+		run  func() error
+		text string
 	}{
-		{"done", 100, pct.Action{Command: "start"}, pct.Done{}},
-		{"start requested", 114, pct.Action{Command: "start"}, pct.Done{Requested: true}},
-		{"stop requested", 114, pct.Action{Command: "stop"}, pct.Done{Requested: true}},
-		{"shutdown requested", 114, pct.Action{Command: "shutdown", Timeout: time.Minute}, pct.Done{Requested: true}},
-		{"with warnings", 116, pct.Action{Command: "start"}, pct.Done{Warnings: "can't activate LV '/dev/pve/vm-116-disk-0'\nTask finished with 1 warning(s)!\n"}},
+		{"start", func() error { return r.Start(t.Context(), 114) },
+			`pct start 114: exit status 0: Proxmox's HA stack was asked to do it, and does it later: "Requesting HA start for CT 114"`},
+		{"stop", func() error { return r.Stop(t.Context(), 114) },
+			`pct stop 114: exit status 0: Proxmox's HA stack was asked to do it, and does it later: "Requesting HA stop for CT 114"`},
+		{"shutdown", func() error { return r.Shutdown(t.Context(), 114, time.Minute) },
+			`pct shutdown 114: exit status 0: Proxmox's HA stack was asked to do it, and does it later: "Requesting HA stop for CT 114"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got, err := runner(t).Run(t.Context(), test.ctid, test.action); err != nil || got != test.want {
-				t.Errorf("%+v, %v, want %+v", got, err, test.want)
+			if err := test.run(); !errors.Is(err, pct.ErrRequested) || err.Error() != test.text {
+				t.Errorf("error %v\nwant  %s", err, test.text)
 			}
 		})
+	}
+}
+
+func TestSuccessWithWarnings(t *testing.T) {
+	if err := runner(t).Start(t.Context(), 116); err != nil {
+		t.Errorf("error %v, though the task ended with warnings only", err)
+	}
+}
+
+func TestWithdraw(t *testing.T) {
+	dir := t.TempDir()
+	write := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "ha-manager"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := pct.Runner{HAManager: filepath.Join(dir, "ha-manager")}
+	write(`[ "$*" = "set ct:901 --state started" ]`)
+	if err := r.Withdraw(t.Context(), 901); err != nil {
+		t.Error(err)
+	}
+	write("echo \"no such resource 'ct:901'\" >&2; exit 2")
+	err := r.Withdraw(t.Context(), 901)
+	if want := `ha-manager set 901: exit status 2: "no such resource 'ct:901'"`; err == nil || err.Error() != want {
+		t.Errorf("error %v\nwant  %s", err, want)
 	}
 }
 

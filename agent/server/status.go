@@ -93,13 +93,23 @@ func statusOf(requestID string, err error) error {
 	fail := func(code codes.Code, reason errorv1.Reason, md map[string]string) error {
 		return withReason(code, reason, err.Error(), md)
 	}
+	cause, facts := startCause(err)
 	if e, ok := errors.AsType[*container.RolledBackError](err); ok {
 		md := ctid(e.CTID)
 		md["revision"] = strconv.FormatInt(e.Revision, 10)
+		if cause != errorv1.Reason_REASON_UNSPECIFIED {
+			md["cause"] = strings.TrimPrefix(cause.String(), "REASON_")
+		}
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_START_ROLLED_BACK, md)
 	}
-	if e, ok := errors.AsType[*container.StartError](err); ok {
-		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_START_FAILED, ctid(e.CTID))
+	start, isStart := errors.AsType[*container.StartError](err)
+	switch {
+	case isStart && cause == errorv1.Reason_REASON_UNSPECIFIED:
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_START_FAILED, ctid(start.CTID))
+	case cause == errorv1.Reason_REASON_HA_PENDING:
+		return fail(codes.Unavailable, cause, facts)
+	case cause != errorv1.Reason_REASON_UNSPECIFIED:
+		return fail(codes.FailedPrecondition, cause, facts)
 	}
 	if e, ok := errors.AsType[*container.InstanceError](err); ok {
 		md := ctid(e.CTID)
@@ -246,4 +256,28 @@ func statusOf(requestID string, err error) error {
 		return status.Error(codes.DeadlineExceeded, bounded(err.Error()))
 	}
 	return internal(requestID)
+}
+
+// startCause names what keeps a container from starting, or under Proxmox's HA stack from stopping, where that calls for a
+// repair of its own; unspecified otherwise.
+func startCause(err error) (errorv1.Reason, map[string]string) {
+	md := func(ctid int32, key, value string) map[string]string {
+		return map[string]string{"ctid": strconv.Itoa(int(ctid)), key: value}
+	}
+	if e, ok := errors.AsType[*pct.HookError](err); ok {
+		return errorv1.Reason_REASON_HOOK_FAILED, md(e.CTID, "phase", e.Phase)
+	}
+	if e, ok := errors.AsType[*pct.DeviceError](err); ok {
+		return errorv1.Reason_REASON_DEVICE_NODE_MISSING, md(e.CTID, "path", e.Path)
+	}
+	if e, ok := errors.AsType[*container.DiedError](err); ok {
+		return errorv1.Reason_REASON_INIT_DIED, map[string]string{"ctid": strconv.Itoa(int(e.CTID))}
+	}
+	if e, ok := errors.AsType[*container.HAError](err); ok {
+		return errorv1.Reason_REASON_HA_PENDING, md(e.CTID, "want", e.Want.String())
+	}
+	if e, ok := errors.AsType[*pct.Error](err); ok && errors.Is(err, pct.ErrHA) {
+		return errorv1.Reason_REASON_HA_REFUSED, md(e.CTID, "command", e.Command)
+	}
+	return errorv1.Reason_REASON_UNSPECIFIED, nil
 }

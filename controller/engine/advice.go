@@ -60,10 +60,36 @@ func advice(err error, ctid int32, name string) string {
 		return fmt.Sprintf("load the driver on %s (modprobe nvidia), then apply again", name)
 	case node.StopTimeout:
 		return "apply again with a longer restart timeout"
+	case node.DeviceNodeMissing:
+		if e.Metadata["ctid"] == "" {
+			return "" // nothing was stopped, and the message says what is missing
+		}
+		return fmt.Sprintf("the container is stopped: bring %s back on %s, or take its line out of the conf, then apply with start", e.Metadata["path"], name)
+	case node.HAPending:
+		return fmt.Sprintf("look at what the HA manager does (ha-manager status on %s), then apply again", name)
+	case node.HARefused:
+		return fmt.Sprintf("look at ha-manager status on %[2]s; from the state error it comes by ha-manager set ct:%[1]d --state disabled", ctid, name)
+	case node.HookFailed:
+		return fmt.Sprintf("the container is stopped: correct its hookscript (pct config %d on %s names it), then apply with start", ctid, name)
+	case node.InitDied:
+		return fmt.Sprintf("the container is stopped: look into its file system (pct mount %d on %s) for why its init ends, then apply with start", ctid, name)
 	case node.StartFailed:
 		return fmt.Sprintf("the container is stopped: look at why with pct start %d --debug on %s", ctid, name)
 	case node.StartRolledBack:
-		return "the container runs with its old conf"
+		return "the container runs with its old conf" + rolledBack(e.Metadata["cause"])
+	}
+	return ""
+}
+
+// rolledBack says what to look at before the new conf is tried again.
+func rolledBack(cause string) string {
+	switch cause {
+	case node.ReasonName(node.InitDied):
+		return "; see what the new one puts in the way of its init (conf diff of its revision), then apply again"
+	case node.ReasonName(node.DeviceNodeMissing):
+		return "; bring the device back, then apply again"
+	case node.ReasonName(node.HookFailed):
+		return "; correct its hookscript, then apply again"
 	}
 	return ""
 }

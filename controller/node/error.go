@@ -43,6 +43,10 @@ const (
 	StartFailed         = errorv1.Reason_REASON_START_FAILED
 	StartRolledBack     = errorv1.Reason_REASON_START_ROLLED_BACK
 	PctFailed           = errorv1.Reason_REASON_PCT_FAILED
+	HAPending           = errorv1.Reason_REASON_HA_PENDING
+	HARefused           = errorv1.Reason_REASON_HA_REFUSED
+	HookFailed          = errorv1.Reason_REASON_HOOK_FAILED
+	InitDied            = errorv1.Reason_REASON_INIT_DIED
 	AttachFailed        = errorv1.Reason_REASON_ATTACH_FAILED
 	LimitExceeded       = errorv1.Reason_REASON_LIMIT_EXCEEDED
 	Unreachable         = errorv1.Reason_REASON_NODE_UNREACHABLE

@@ -131,7 +131,7 @@ func (n *Node) mount(dir string) error {
 		"pve": dir + "/pve", "phoenix": dir + "/etc-phoenix", "hostname": dir + "/etc/hostname", "hosts": dir + "/etc/hosts",
 		"pve-release": dir + "/etc/pve-release",
 	})
-	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct"})
+	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct"})
 	m.extend("/usr/bin", m.keep("/usr/bin"), map[string]string{
 		"nvidia-smi": dir + "/bin/nvidia-smi", "pveversion": dir + "/bin/pveversion", "nvidia-modprobe": "",
 	})

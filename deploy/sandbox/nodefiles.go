@@ -59,7 +59,7 @@ func (n *Node) writeFiles(dir, pct string) error {
 		return err
 	}
 	for _, path := range []string{
-		"pve/nodes/" + n.Name + "/lxc", "pve/nodes/" + n.Name + "/qemu-server", "pve/priv",
+		"pve/nodes/" + n.Name + "/lxc", "pve/nodes/" + n.Name + "/qemu-server", "pve/priv", "pve/ha",
 		"pci/drivers/nvidia", "var-lib-lxc", "var-lib-phoenix", "etc-phoenix/tls", "run/lock/lxc", "run/pve", "run/sandbox",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {

@@ -29,6 +29,9 @@ func (c *call) start() error {
 	if err := checkQuorum(); err != nil {
 		return err
 	}
+	if done, err := c.request("start", "set", fmt.Sprintf("ct:%d", c.ctid), "--state", "started"); done || err != nil {
+		return err
+	}
 	return c.locked(c.ctid, func() error { return c.startLocked(!c.on("skiplock")) })
 }
 
@@ -64,6 +67,9 @@ func (c *call) startLocked(checkConfLock bool) error {
 		if err := os.WriteFile(skipLockFlag(c.ctid), nil, 0o644); err != nil {
 			return err
 		}
+	}
+	if err := c.runHookscript(conf, "pre-start"); err != nil {
+		return err
 	}
 	return c.startMonitor(c.ctid)
 }
@@ -168,6 +174,9 @@ func (c *call) stop() error {
 	if !running(c.ctid) {
 		return proxmox("CT %d not running", c.ctid)
 	}
+	if done, err := c.requestStop(0); done || err != nil {
+		return err
+	}
 	return c.locked(c.ctid, func() error {
 		conf, err := c.load(c.ctid)
 		if err != nil {
@@ -192,6 +201,9 @@ func (c *call) shutdown() error {
 	}
 	if !running(c.ctid) {
 		return proxmox("CT %d not running", c.ctid)
+	}
+	if done, err := c.requestStop(timeout); done || err != nil {
+		return err
 	}
 	return c.locked(c.ctid, func() error {
 		conf, err := c.load(c.ctid)

@@ -64,6 +64,7 @@ type call struct {
 	ctid    int32
 	options map[string]string
 	args    []string // what is left after the CTID
+	forHA   bool     // from the HA stack itself
 }
 
 type command struct {
@@ -127,6 +128,9 @@ func Main(h Host, args []string) int {
 	syscall.Umask(0o022)
 	if len(args) > 0 && args[0] == HookCommand {
 		return h.hook(args[1:])
+	}
+	if len(args) > 0 && args[0] == HACommand {
+		return h.actForHA()
 	}
 	countCall(args)
 	if len(args) == 0 {

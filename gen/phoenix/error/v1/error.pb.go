@@ -92,8 +92,9 @@ const (
 	Reason_REASON_GPU_BOUND_ELSEWHERE Reason = 31
 	// FAILED_PRECONDITION. The nvidia kernel module is not loaded on the node.
 	Reason_REASON_DRIVER_NOT_LOADED Reason = 32
-	// FAILED_PRECONDITION. A device node is missing or stale and could not be made. Metadata:
-	// `path`.
+	// FAILED_PRECONDITION. A device node is missing or stale and could not be made, or a devN of a
+	// conf names one that the node lacks. Metadata: `path`, and `ctid` where a container did not start
+	// for it.
 	Reason_REASON_DEVICE_NODE_MISSING Reason = 33
 	// FAILED_PRECONDITION. The container did not shut down within the timeout, and force was not
 	// asked for. It still runs. Metadata: `ctid`.
@@ -102,11 +103,25 @@ const (
 	// back to, or it did not start with that either. Metadata: `ctid`.
 	Reason_REASON_START_FAILED Reason = 41
 	// FAILED_PRECONDITION. The container did not start with the new conf; the old conf is back and
-	// the container runs with that. Metadata: `ctid`, `revision`.
+	// the container runs with that. Metadata: `ctid`, `revision`, and `cause` where a reason says why
+	// it did not start: `HOOK_FAILED`, `DEVICE_NODE_MISSING`, `INIT_DIED`, `HA_PENDING`, `HA_REFUSED`.
 	Reason_REASON_START_ROLLED_BACK Reason = 42
 	// UNAVAILABLE. Proxmox's pct failed for another cause; the message holds what it printed.
 	// Metadata: `ctid`, `command`.
 	Reason_REASON_PCT_FAILED Reason = 43
+	// UNAVAILABLE. Proxmox's HA stack manages the container and accepted the request to stop or start
+	// it, but has not done so in time. A request to stop it is taken back. Metadata: `ctid`, `want`
+	// (`stopped` or `running`).
+	Reason_REASON_HA_PENDING Reason = 44
+	// FAILED_PRECONDITION. Proxmox's HA stack manages the container and refused to stop or start it; the
+	// message holds what it printed. Metadata: `ctid`, `command` (of pct).
+	Reason_REASON_HA_REFUSED Reason = 45
+	// FAILED_PRECONDITION. The container's hookscript refused the start. It is stopped. Metadata: `ctid`,
+	// `phase`.
+	Reason_REASON_HOOK_FAILED Reason = 46
+	// FAILED_PRECONDITION. The container came up and its init ended at once. It is stopped. Metadata:
+	// `ctid`.
+	Reason_REASON_INIT_DIED Reason = 47
 	// FAILED_PRECONDITION. No process could be started inside the container, or the container kept the
 	// agent's own from answering. Metadata: `ctid`.
 	Reason_REASON_ATTACH_FAILED Reason = 50
@@ -186,6 +201,10 @@ var (
 		41: "REASON_START_FAILED",
 		42: "REASON_START_ROLLED_BACK",
 		43: "REASON_PCT_FAILED",
+		44: "REASON_HA_PENDING",
+		45: "REASON_HA_REFUSED",
+		46: "REASON_HOOK_FAILED",
+		47: "REASON_INIT_DIED",
 		50: "REASON_ATTACH_FAILED",
 		51: "REASON_USER_NOT_FOUND",
 		52: "REASON_DIRECTORY_NOT_USABLE",
@@ -234,6 +253,10 @@ var (
 		"REASON_START_FAILED":           41,
 		"REASON_START_ROLLED_BACK":      42,
 		"REASON_PCT_FAILED":             43,
+		"REASON_HA_PENDING":             44,
+		"REASON_HA_REFUSED":             45,
+		"REASON_HOOK_FAILED":            46,
+		"REASON_INIT_DIED":              47,
 		"REASON_ATTACH_FAILED":          50,
 		"REASON_USER_NOT_FOUND":         51,
 		"REASON_DIRECTORY_NOT_USABLE":   52,
@@ -289,8 +312,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xac\n" +
-	"\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x88\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -317,7 +339,11 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x13REASON_STOP_TIMEOUT\x10(\x12\x17\n" +
 	"\x13REASON_START_FAILED\x10)\x12\x1c\n" +
 	"\x18REASON_START_ROLLED_BACK\x10*\x12\x15\n" +
-	"\x11REASON_PCT_FAILED\x10+\x12\x18\n" +
+	"\x11REASON_PCT_FAILED\x10+\x12\x15\n" +
+	"\x11REASON_HA_PENDING\x10,\x12\x15\n" +
+	"\x11REASON_HA_REFUSED\x10-\x12\x16\n" +
+	"\x12REASON_HOOK_FAILED\x10.\x12\x14\n" +
+	"\x10REASON_INIT_DIED\x10/\x12\x18\n" +
 	"\x14REASON_ATTACH_FAILED\x102\x12\x19\n" +
 	"\x15REASON_USER_NOT_FOUND\x103\x12\x1f\n" +
 	"\x1bREASON_DIRECTORY_NOT_USABLE\x104\x12\x19\n" +
