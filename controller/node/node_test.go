@@ -265,6 +265,51 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestOn(t *testing.T) {
+	ca := pkitest.NewCA(t, "test")
+	first, second := &agent{containers: []*typev1.Container{container(901)}}, &agent{}
+	f := dial(t, ca,
+		node.Config{Name: "pve1", Address: first.serve(t, ca, "pve1")},
+		node.Config{Name: "pve2", Address: second.serve(t, ca, "pve2")})
+	for _, step := range []struct {
+		name   string
+		answer error  // of the first node that do is called with
+		want   string // the nodes that it is called with
+		asked  string // calls that pve1 got besides
+	}{
+		{"unknown so far", nil, "pve1", "GetContainer 901"},
+		{"known", nil, "pve1", ""},
+		{"any other failure", context.Canceled, "pve1", ""},
+		{"migrated", &node.Error{Reason: node.ContainerNotFound}, "pve1 pve2", "GetContainer 901, GetContainer 901"},
+		{"known where it is now", nil, "pve2", ""},
+	} {
+		if step.name == "migrated" {
+			first.containers, second.containers = second.containers, first.containers
+		}
+		var nodes []string
+		err := f.On(t.Context(), 901, func(n *node.Node) error {
+			nodes = append(nodes, n.Name())
+			if len(nodes) == 1 {
+				return step.answer
+			}
+			return nil
+		})
+		if len(nodes) == 1 && err != step.answer || len(nodes) == 2 && err != nil {
+			t.Errorf("%s: error %v", step.name, err)
+		}
+		if got := strings.Join(nodes, " "); got != step.want {
+			t.Errorf("%s: on %s, want %s", step.name, got, step.want)
+		}
+		if got := first.took(); got != step.asked {
+			t.Errorf("%s: pve1 was asked %q, want %q", step.name, got, step.asked)
+		}
+	}
+	err := f.On(t.Context(), 950, func(*node.Node) error { panic("called without a node") })
+	if !errors.Is(err, node.ErrNotFound) {
+		t.Errorf("On(950) = %v, want ErrNotFound", err)
+	}
+}
+
 func TestFindUnreachable(t *testing.T) {
 	ca := pkitest.NewCA(t, "test")
 	a := &agent{containers: []*typev1.Container{container(901)}}

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/connectivity"
 
 	"phoenix.internal/controller/observed"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
-	errorv1 "phoenix.internal/gen/phoenix/error/v1"
 )
 
 // How long one node may take to be observed, and to tell whether it has a container.
@@ -156,12 +156,32 @@ func (f *Fleet) Find(ctx context.Context, ctid int32) (*Node, error) {
 	return nil, missing
 }
 
+// On calls do with the node that has the container. It does not ask first which one that is: do is called with the node
+// that had it last, and once more with another if it returns that node's CONTAINER_NOT_FOUND. So do returns that only as
+// long as the agent has done nothing else. Fails as Find and do.
+func (f *Fleet) On(ctx context.Context, ctid int32, do func(*Node) error) error {
+	f.mu.Lock()
+	last := f.nodes[f.found[ctid]]
+	f.mu.Unlock()
+	// If it is away, Find looks on the other nodes too. do cannot tell that from a connection lost while the agent acts.
+	if last != nil && last.conn.GetState() == connectivity.Ready {
+		if err := do(last); ReasonOf(err) != ContainerNotFound {
+			return err
+		}
+	}
+	n, err := f.Find(ctx, ctid)
+	if err != nil {
+		return err
+	}
+	return do(n)
+}
+
 // has asks the agent whether it has the container.
 func (n *Node) has(ctx context.Context, ctid int32) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	_, err := n.Containers().GetContainer(ctx, &agentv1.GetContainerRequest{Ctid: ctid})
-	if ReasonOf(err) == errorv1.Reason_REASON_CONTAINER_NOT_FOUND {
+	if ReasonOf(err) == ContainerNotFound {
 		return false, nil
 	}
 	return err == nil, err

@@ -113,6 +113,21 @@ func (a *Agent) Change(ctid int32, change func(*typev1.Container)) {
 	change(a.containers[ctid])
 }
 
+// Migrate moves a container as it is.
+func (a *Agent) Migrate(ctid int32, to *Agent) {
+	a.mu.Lock()
+	c := a.containers[ctid]
+	delete(a.containers, ctid)
+	a.mu.Unlock()
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	if to.containers == nil {
+		to.containers = map[int32]*typev1.Container{}
+	}
+	c.Node = to.Name
+	to.containers[ctid] = c
+}
+
 // Calls returns the calls that change something or start a process, in their order: "Restart 901".
 func (a *Agent) Calls() []string {
 	a.mu.Lock()
@@ -349,13 +364,24 @@ func (a *Agent) Probe(_ context.Context, req *agentv1.ProbeRequest) (*agentv1.Pr
 	return resp, nil
 }
 
-// Exec runs no command: see OnExec.
+// Exec runs no command: see OnExec. It knows which containers there are.
 func (a *Agent) Exec(s agentv1.ExecService_ExecServer) error {
 	if err := a.Fail["Exec"]; err != nil {
 		return err
 	}
 	if a.OnExec != nil {
 		return a.OnExec(s)
+	}
+	first, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	ctid := first.GetInput().GetStart().GetCtid()
+	a.mu.Lock()
+	c := a.containers[ctid]
+	a.mu.Unlock()
+	if c == nil {
+		return notFound(ctid)
 	}
 	if err := s.Send(output(&typev1.ExecOutput{Output: &typev1.ExecOutput_Started{Started: &typev1.ExecStarted{}}})); err != nil {
 		return err

@@ -230,6 +230,64 @@ func TestContainerErrors(t *testing.T) {
 	}
 }
 
+// A container that has migrated since it was last seen is found by each call, and none of its stdin is lost on the way.
+func TestMigrated(t *testing.T) {
+	pve1, pve2 := &nodetest.Agent{Name: "pve1"}, &nodetest.Agent{Name: "pve2"}
+	pve1.Add(901, true)
+	f := start(t, "", pve1, pve2)
+	where := func() string {
+		t.Helper()
+		probe, err := f.Containers.Probe(t.Context(), &controllerv1.ProbeRequest{Ctid: 901})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return probe.GetNode()
+	}
+	if got := where(); got != "pve1" {
+		t.Fatalf("probed on %s, want pve1", got)
+	}
+	pve1.Migrate(901, pve2)
+	s, err := f.Containers.Exec(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*controllerv1.ExecRequest{command(901), stdin([]byte("all ")), stdin([]byte("of it"))} {
+		if err := s.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	var echoed []byte
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			t.Fatalf("%v after %q", err, echoed)
+		}
+		echoed = append(echoed, m.GetOutput().GetStdout()...)
+		if m.GetOutput().GetExit() != nil {
+			break
+		}
+	}
+	if string(echoed) != "all of it" {
+		t.Errorf("echoed %q, want all of it", echoed)
+	}
+	pve2.Migrate(901, pve1)
+	if got := where(); got != "pve1" {
+		t.Errorf("probed on %s, want pve1", got)
+	}
+	pve1.Migrate(901, pve2)
+	pve1.Stop()
+	nodes, err := f.Nodes.ListNodes(t.Context(), &controllerv1.ListNodesRequest{})
+	if err != nil || len(nodes.GetUnreachable()) != 1 { // the controller knows now
+		t.Fatalf("ListNodes: %v, %v", nodes, err)
+	}
+	if got := where(); got != "pve2" {
+		t.Errorf("probed on %s although it was on a node that is away, want pve2", got)
+	}
+}
+
 func command(ctid int32) *controllerv1.ExecRequest {
 	return &controllerv1.ExecRequest{Input: &typev1.ExecInput{Input: &typev1.ExecInput_Start{
 		Start: &typev1.ExecStart{Ctid: ctid, Argv: []string{"cat"}, Stdin: true},

@@ -7,6 +7,8 @@ import (
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+
+	"phoenix.internal/controller/node"
 )
 
 // fileService passes files on between callers and the agent of the container's node, one message at a time in each
@@ -23,33 +25,31 @@ func (s *fileService) Push(down controllerv1.FileService_PushServer) error {
 	}
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
-	n, err := (&containerService{API: s.API}).find(ctx, first.GetInput().GetStart().GetCtid())
-	if err != nil {
-		return err
-	}
-	up, err := n.Files().Push(ctx)
+	var up agentv1.FileService_PushClient
+	recv, err := answered(ctx, s.API, first.GetInput().GetStart().GetCtid(), func(n *node.Node) (_ receiver[*agentv1.PushResponse], err error) {
+		if up, err = n.Files().Push(ctx); err == nil {
+			_ = up.Send(&agentv1.PushRequest{Input: first.GetInput()}) // Recv says why
+		}
+		return up, err
+	})
 	if err != nil {
 		return err
 	}
 	// It ends when Push itself has, at the latest: see Exec.
 	go func() {
-		if err := forwardFile(up, first, down); err != nil {
+		if err := forwardFile(up, down); err != nil {
 			cancel() // the caller is gone
 		}
 	}()
-	return relay(up.Recv, down.Send, func(m *agentv1.PushResponse) *controllerv1.PushResponse {
+	return relay(recv, down.Send, func(m *agentv1.PushResponse) *controllerv1.PushResponse {
 		return &controllerv1.PushResponse{Output: m.GetOutput()}
 	})
 }
 
-// forwardFile sends first and then what the caller sends, half-close included. The error is about the caller.
-func forwardFile(up agentv1.FileService_PushClient, first *controllerv1.PushRequest, down controllerv1.FileService_PushServer) error {
-	for in := first; ; {
-		if err := up.Send(&agentv1.PushRequest{Input: in.GetInput()}); err != nil {
-			return nil // Recv says why
-		}
-		var err error
-		in, err = down.Recv()
+// forwardFile sends what the caller sends, half-close included. The error is about the caller.
+func forwardFile(up agentv1.FileService_PushClient, down controllerv1.FileService_PushServer) error {
+	for {
+		in, err := down.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
 			_ = up.CloseSend() // always nil
@@ -57,21 +57,22 @@ func forwardFile(up agentv1.FileService_PushClient, first *controllerv1.PushRequ
 		case err != nil:
 			return err
 		}
+		if err := up.Send(&agentv1.PushRequest{Input: in.GetInput()}); err != nil {
+			return nil // Recv says why
+		}
 	}
 }
 
 func (s *fileService) Pull(req *controllerv1.PullRequest, down controllerv1.FileService_PullServer) error {
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
-	n, err := (&containerService{API: s.API}).find(ctx, req.GetPull().GetCtid())
+	recv, err := answered(ctx, s.API, req.GetPull().GetCtid(), func(n *node.Node) (receiver[*agentv1.PullResponse], error) {
+		return n.Files().Pull(ctx, &agentv1.PullRequest{Pull: req.GetPull()})
+	})
 	if err != nil {
 		return err
 	}
-	up, err := n.Files().Pull(ctx, &agentv1.PullRequest{Pull: req.GetPull()})
-	if err != nil {
-		return err
-	}
-	return relay(up.Recv, down.Send, func(m *agentv1.PullResponse) *controllerv1.PullResponse {
+	return relay(recv, down.Send, func(m *agentv1.PullResponse) *controllerv1.PullResponse {
 		return &controllerv1.PullResponse{Output: m.GetOutput()}
 	})
 }
