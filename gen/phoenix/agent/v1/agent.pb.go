@@ -31,6 +31,95 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DeviceChangeKind classifies changes of devices.
+type DeviceChangeKind int32
+
+const (
+	// Never sent.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_UNSPECIFIED DeviceChangeKind = 0
+	// A GPU appeared on the PCI bus.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_GPU_ADDED DeviceChangeKind = 1
+	// A GPU is gone from the PCI bus.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_GPU_REMOVED DeviceChangeKind = 2
+	// The driver does not know a GPU any more that is bound to it: it fell off the bus or failed.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_GPU_LOST DeviceChangeKind = 3
+	// The driver knows a GPU again that it had lost.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_GPU_FOUND DeviceChangeKind = 4
+	// A GPU was bound to another kernel driver, vfio-pci for example, or to none.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_GPU_REBOUND DeviceChangeKind = 5
+	// MIG was switched on or off for a GPU, or it is divided in another way.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_MIG_CHANGED DeviceChangeKind = 6
+	// The nvidia kernel module was loaded.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_DRIVER_LOADED DeviceChangeKind = 7
+	// The nvidia kernel module was unloaded.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_DRIVER_UNLOADED DeviceChangeKind = 8
+	// Another version of the nvidia kernel module is loaded.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_DRIVER_REPLACED DeviceChangeKind = 9
+	// A device node that was right is missing, stale or no device now.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_NODE_LOST DeviceChangeKind = 10
+	// A device node is right that was missing, stale or no device.
+	DeviceChangeKind_DEVICE_CHANGE_KIND_NODE_FOUND DeviceChangeKind = 11
+)
+
+// Enum value maps for DeviceChangeKind.
+var (
+	DeviceChangeKind_name = map[int32]string{
+		0:  "DEVICE_CHANGE_KIND_UNSPECIFIED",
+		1:  "DEVICE_CHANGE_KIND_GPU_ADDED",
+		2:  "DEVICE_CHANGE_KIND_GPU_REMOVED",
+		3:  "DEVICE_CHANGE_KIND_GPU_LOST",
+		4:  "DEVICE_CHANGE_KIND_GPU_FOUND",
+		5:  "DEVICE_CHANGE_KIND_GPU_REBOUND",
+		6:  "DEVICE_CHANGE_KIND_MIG_CHANGED",
+		7:  "DEVICE_CHANGE_KIND_DRIVER_LOADED",
+		8:  "DEVICE_CHANGE_KIND_DRIVER_UNLOADED",
+		9:  "DEVICE_CHANGE_KIND_DRIVER_REPLACED",
+		10: "DEVICE_CHANGE_KIND_NODE_LOST",
+		11: "DEVICE_CHANGE_KIND_NODE_FOUND",
+	}
+	DeviceChangeKind_value = map[string]int32{
+		"DEVICE_CHANGE_KIND_UNSPECIFIED":     0,
+		"DEVICE_CHANGE_KIND_GPU_ADDED":       1,
+		"DEVICE_CHANGE_KIND_GPU_REMOVED":     2,
+		"DEVICE_CHANGE_KIND_GPU_LOST":        3,
+		"DEVICE_CHANGE_KIND_GPU_FOUND":       4,
+		"DEVICE_CHANGE_KIND_GPU_REBOUND":     5,
+		"DEVICE_CHANGE_KIND_MIG_CHANGED":     6,
+		"DEVICE_CHANGE_KIND_DRIVER_LOADED":   7,
+		"DEVICE_CHANGE_KIND_DRIVER_UNLOADED": 8,
+		"DEVICE_CHANGE_KIND_DRIVER_REPLACED": 9,
+		"DEVICE_CHANGE_KIND_NODE_LOST":       10,
+		"DEVICE_CHANGE_KIND_NODE_FOUND":      11,
+	}
+)
+
+func (x DeviceChangeKind) Enum() *DeviceChangeKind {
+	p := new(DeviceChangeKind)
+	*p = x
+	return p
+}
+
+func (x DeviceChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeviceChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_phoenix_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (DeviceChangeKind) Type() protoreflect.EnumType {
+	return &file_phoenix_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x DeviceChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeviceChangeKind.Descriptor instead.
+func (DeviceChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 // GetNodeRequest is the request of GetNode.
 type GetNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -164,6 +253,7 @@ type WatchEventsResponse struct {
 	//	*WatchEventsResponse_RemovedCtid
 	//	*WatchEventsResponse_Devices
 	//	*WatchEventsResponse_Synced
+	//	*WatchEventsResponse_DeviceChange
 	Event         isWatchEventsResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -249,6 +339,15 @@ func (x *WatchEventsResponse) GetSynced() *Synced {
 	return nil
 }
 
+func (x *WatchEventsResponse) GetDeviceChange() *DeviceChange {
+	if x != nil {
+		if x, ok := x.Event.(*WatchEventsResponse_DeviceChange); ok {
+			return x.DeviceChange
+		}
+	}
+	return nil
+}
+
 type isWatchEventsResponse_Event interface {
 	isWatchEventsResponse_Event()
 }
@@ -264,13 +363,18 @@ type WatchEventsResponse_RemovedCtid struct {
 }
 
 type WatchEventsResponse_Devices struct {
-	// The node's devices changed. This is how they are now.
+	// The node's devices changed. This is how they are now, but for the processes that use them.
 	Devices *v1.NodeDevices `protobuf:"bytes,4,opt,name=devices,proto3,oneof"`
 }
 
 type WatchEventsResponse_Synced struct {
 	// Everything that existed when the call began has been sent.
 	Synced *Synced `protobuf:"bytes,5,opt,name=synced,proto3,oneof"`
+}
+
+type WatchEventsResponse_DeviceChange struct {
+	// What the change of the devices was; `devices` follows after one or several of these. None is sent before `synced`.
+	DeviceChange *DeviceChange `protobuf:"bytes,6,opt,name=device_change,json=deviceChange,proto3,oneof"`
 }
 
 func (*WatchEventsResponse_Container) isWatchEventsResponse_Event() {}
@@ -281,6 +385,81 @@ func (*WatchEventsResponse_Devices) isWatchEventsResponse_Event() {}
 
 func (*WatchEventsResponse_Synced) isWatchEventsResponse_Event() {}
 
+func (*WatchEventsResponse_DeviceChange) isWatchEventsResponse_Event() {}
+
+// DeviceChange is one change of a node's GPUs or device nodes.
+type DeviceChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. What kind of change, for programs.
+	Kind DeviceChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=phoenix.agent.v1.DeviceChangeKind" json:"kind,omitempty"`
+	// Output only. PCI address of the GPU; empty if it is about none.
+	PciAddress string `protobuf:"bytes,2,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	// Output only. Path of the device node; empty if it is about none.
+	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	// Output only. One sentence.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceChange) Reset() {
+	*x = DeviceChange{}
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceChange) ProtoMessage() {}
+
+func (x *DeviceChange) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceChange.ProtoReflect.Descriptor instead.
+func (*DeviceChange) Descriptor() ([]byte, []int) {
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DeviceChange) GetKind() DeviceChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DeviceChangeKind_DEVICE_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *DeviceChange) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *DeviceChange) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DeviceChange) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Synced marks the end of the first part of WatchEvents.
 type Synced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -290,7 +469,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +481,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +494,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 // ListDevicesRequest is the request of ListDevices.
@@ -327,7 +506,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +518,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +531,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 // ListDevicesResponse is the answer of ListDevices.
@@ -366,7 +545,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +557,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +570,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListDevicesResponse) GetDevices() *v1.NodeDevices {
@@ -404,15 +583,17 @@ func (x *ListDevicesResponse) GetDevices() *v1.NodeDevices {
 // PrepareDevicesRequest is the request of PrepareDevices.
 type PrepareDevicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The GPUs that a container is to have; at least one.
-	Gpus          []*v1.GpuSelector `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	// Required. The GPUs and MIG devices that a container is to have; at least one.
+	Gpus []*v1.GpuSelector `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	// Optional. As in SetPassthrough.
+	Capabilities  []v1.GpuCapability `protobuf:"varint,2,rep,packed,name=capabilities,proto3,enum=phoenix.type.v1.GpuCapability" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PrepareDevicesRequest) Reset() {
 	*x = PrepareDevicesRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +605,7 @@ func (x *PrepareDevicesRequest) String() string {
 func (*PrepareDevicesRequest) ProtoMessage() {}
 
 func (x *PrepareDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +618,7 @@ func (x *PrepareDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDevicesRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PrepareDevicesRequest) GetGpus() []*v1.GpuSelector {
@@ -447,12 +628,19 @@ func (x *PrepareDevicesRequest) GetGpus() []*v1.GpuSelector {
 	return nil
 }
 
+func (x *PrepareDevicesRequest) GetCapabilities() []v1.GpuCapability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
 // PrepareDevicesResponse is the answer of PrepareDevices.
 type PrepareDevicesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Paths of device nodes that were made or made anew, sorted; empty if all were right.
 	CreatedPaths []string `protobuf:"bytes,1,rep,name=created_paths,json=createdPaths,proto3" json:"created_paths,omitempty"`
-	// Output only. The GPUs' device nodes and the shared ones that a container needs, by path.
+	// Output only. The device nodes that a container with these GPUs needs, by path.
 	Nodes         []*v1.DeviceNode `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -460,7 +648,7 @@ type PrepareDevicesResponse struct {
 
 func (x *PrepareDevicesResponse) Reset() {
 	*x = PrepareDevicesResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +660,7 @@ func (x *PrepareDevicesResponse) String() string {
 func (*PrepareDevicesResponse) ProtoMessage() {}
 
 func (x *PrepareDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +673,7 @@ func (x *PrepareDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDevicesResponse.ProtoReflect.Descriptor instead.
 func (*PrepareDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PrepareDevicesResponse) GetCreatedPaths() []string {
@@ -511,7 +699,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +711,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +724,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 // ListContainersResponse is the answer of ListContainers.
@@ -553,7 +741,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +753,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +766,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListContainersResponse) GetContainers() []*v1.Container {
@@ -609,7 +797,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +809,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +822,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetContainerRequest) GetCtid() int32 {
@@ -676,7 +864,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +876,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +889,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetContainerResponse) GetContainer() *v1.Container {
@@ -770,7 +958,7 @@ type PatchConfRequest struct {
 
 func (x *PatchConfRequest) Reset() {
 	*x = PatchConfRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +970,7 @@ func (x *PatchConfRequest) String() string {
 func (*PatchConfRequest) ProtoMessage() {}
 
 func (x *PatchConfRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +983,7 @@ func (x *PatchConfRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchConfRequest.ProtoReflect.Descriptor instead.
 func (*PatchConfRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PatchConfRequest) GetCtid() int32 {
@@ -859,7 +1047,7 @@ type ConfOperation struct {
 
 func (x *ConfOperation) Reset() {
 	*x = ConfOperation{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1059,7 @@ func (x *ConfOperation) String() string {
 func (*ConfOperation) ProtoMessage() {}
 
 func (x *ConfOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1072,7 @@ func (x *ConfOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfOperation.ProtoReflect.Descriptor instead.
 func (*ConfOperation) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConfOperation) GetOperation() isConfOperation_Operation {
@@ -963,21 +1151,27 @@ func (*ConfOperation_UnsetProperty) isConfOperation_Operation() {}
 func (*ConfOperation_SetLxcOption) isConfOperation_Operation() {}
 
 // SetPassthrough makes the container's GPUs exactly the given ones: missing entries are added,
-// entries for other NVIDIA devices removed, in whatever form they stand. Entries for other devices
-// and entries in snapshots or [pve:pending] are not touched.
+// entries for other NVIDIA devices removed, in whatever form they stand, also those for DRM nodes of NVIDIA
+// cards. Entries for other devices and entries in snapshots or [pve:pending] are not touched. The agent
+// records it, also if nothing had to change: Container.applied shows that.
 type SetPassthrough struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. The GPUs; an empty list removes every NVIDIA device.
 	Gpus []*v1.GpuSelector `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	// Required. How to give them: RAW or NATIVE. Entries of the other mode are replaced.
-	Mode          v1.PassthroughMode `protobuf:"varint,2,opt,name=mode,proto3,enum=phoenix.type.v1.PassthroughMode" json:"mode,omitempty"`
+	Mode v1.PassthroughMode `protobuf:"varint,2,opt,name=mode,proto3,enum=phoenix.type.v1.PassthroughMode" json:"mode,omitempty"`
+	// Optional. For which uses; devices for another are removed. COMPUTE, which always counts, if empty.
+	Capabilities []v1.GpuCapability `protobuf:"varint,3,rep,packed,name=capabilities,proto3,enum=phoenix.type.v1.GpuCapability" json:"capabilities,omitempty"`
+	// Optional. The assignment in the words of the fleet file, at most 1024 bytes; kept in the record that
+	// Container.applied shows.
+	Assignment    string `protobuf:"bytes,4,opt,name=assignment,proto3" json:"assignment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetPassthrough) Reset() {
 	*x = SetPassthrough{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1183,7 @@ func (x *SetPassthrough) String() string {
 func (*SetPassthrough) ProtoMessage() {}
 
 func (x *SetPassthrough) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1196,7 @@ func (x *SetPassthrough) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPassthrough.ProtoReflect.Descriptor instead.
 func (*SetPassthrough) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetPassthrough) GetGpus() []*v1.GpuSelector {
@@ -1019,6 +1213,20 @@ func (x *SetPassthrough) GetMode() v1.PassthroughMode {
 	return v1.PassthroughMode(0)
 }
 
+func (x *SetPassthrough) GetCapabilities() []v1.GpuCapability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *SetPassthrough) GetAssignment() string {
+	if x != nil {
+		return x.Assignment
+	}
+	return ""
+}
+
 // SetProperty sets one property.
 type SetProperty struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1033,7 +1241,7 @@ type SetProperty struct {
 
 func (x *SetProperty) Reset() {
 	*x = SetProperty{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1253,7 @@ func (x *SetProperty) String() string {
 func (*SetProperty) ProtoMessage() {}
 
 func (x *SetProperty) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1266,7 @@ func (x *SetProperty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetProperty.ProtoReflect.Descriptor instead.
 func (*SetProperty) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetProperty) GetKey() string {
@@ -1086,7 +1294,7 @@ type UnsetProperty struct {
 
 func (x *UnsetProperty) Reset() {
 	*x = UnsetProperty{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1306,7 @@ func (x *UnsetProperty) String() string {
 func (*UnsetProperty) ProtoMessage() {}
 
 func (x *UnsetProperty) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1319,7 @@ func (x *UnsetProperty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetProperty.ProtoReflect.Descriptor instead.
 func (*UnsetProperty) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UnsetProperty) GetKey() string {
@@ -1136,7 +1344,7 @@ type SetLxcOption struct {
 
 func (x *SetLxcOption) Reset() {
 	*x = SetLxcOption{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1356,7 @@ func (x *SetLxcOption) String() string {
 func (*SetLxcOption) ProtoMessage() {}
 
 func (x *SetLxcOption) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1369,7 @@ func (x *SetLxcOption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLxcOption.ProtoReflect.Descriptor instead.
 func (*SetLxcOption) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetLxcOption) GetKey() string {
@@ -1197,7 +1405,7 @@ type PatchConfResponse struct {
 
 func (x *PatchConfResponse) Reset() {
 	*x = PatchConfResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1417,7 @@ func (x *PatchConfResponse) String() string {
 func (*PatchConfResponse) ProtoMessage() {}
 
 func (x *PatchConfResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1430,7 @@ func (x *PatchConfResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchConfResponse.ProtoReflect.Descriptor instead.
 func (*PatchConfResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PatchConfResponse) GetChanged() bool {
@@ -1271,7 +1479,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1491,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1504,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListRevisionsRequest) GetCtid() int32 {
@@ -1317,7 +1525,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1537,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1550,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*v1.Revision {
@@ -1365,7 +1573,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1585,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1598,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetRevisionRequest) GetCtid() int32 {
@@ -1420,7 +1628,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1640,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1653,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetRevisionResponse) GetRevision() *v1.Revision {
@@ -1483,7 +1691,7 @@ type RestoreRevisionRequest struct {
 
 func (x *RestoreRevisionRequest) Reset() {
 	*x = RestoreRevisionRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1703,7 @@ func (x *RestoreRevisionRequest) String() string {
 func (*RestoreRevisionRequest) ProtoMessage() {}
 
 func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1716,7 @@ func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestoreRevisionRequest) GetCtid() int32 {
@@ -1568,7 +1776,7 @@ type RestoreRevisionResponse struct {
 
 func (x *RestoreRevisionResponse) Reset() {
 	*x = RestoreRevisionResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1788,7 @@ func (x *RestoreRevisionResponse) String() string {
 func (*RestoreRevisionResponse) ProtoMessage() {}
 
 func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1801,7 @@ func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionResponse.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreRevisionResponse) GetBefore() []byte {
@@ -1640,7 +1848,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1860,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1873,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestartRequest) GetCtid() int32 {
@@ -1721,7 +1929,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1941,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1954,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestartResponse) GetProgress() *v1.RestartProgress {
@@ -1770,7 +1978,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1990,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +2003,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProbeRequest) GetCtid() int32 {
@@ -1826,7 +2034,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2046,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2059,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProbeResponse) GetResults() []*v1.ProbeResult {
@@ -1879,7 +2087,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2099,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2112,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExecRequest) GetInput() *v1.ExecInput {
@@ -1925,7 +2133,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2145,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2158,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ExecOutput {
@@ -1968,20 +2176,28 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\x0eGetNodeRequest\"<\n" +
 	"\x0fGetNodeResponse\x12)\n" +
 	"\x04node\x18\x01 \x01(\v2\x15.phoenix.type.v1.NodeR\x04node\"\x14\n" +
-	"\x12WatchEventsRequest\"\x9d\x02\n" +
+	"\x12WatchEventsRequest\"\xe4\x02\n" +
 	"\x13WatchEventsResponse\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +
 	"\tcontainer\x18\x02 \x01(\v2\x1a.phoenix.type.v1.ContainerH\x00R\tcontainer\x12#\n" +
 	"\fremoved_ctid\x18\x03 \x01(\x05H\x00R\vremovedCtid\x128\n" +
 	"\adevices\x18\x04 \x01(\v2\x1c.phoenix.type.v1.NodeDevicesH\x00R\adevices\x122\n" +
-	"\x06synced\x18\x05 \x01(\v2\x18.phoenix.agent.v1.SyncedH\x00R\x06syncedB\a\n" +
-	"\x05event\"\b\n" +
+	"\x06synced\x18\x05 \x01(\v2\x18.phoenix.agent.v1.SyncedH\x00R\x06synced\x12E\n" +
+	"\rdevice_change\x18\x06 \x01(\v2\x1e.phoenix.agent.v1.DeviceChangeH\x00R\fdeviceChangeB\a\n" +
+	"\x05event\"\x95\x01\n" +
+	"\fDeviceChange\x126\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\".phoenix.agent.v1.DeviceChangeKindR\x04kind\x12\x1f\n" +
+	"\vpci_address\x18\x02 \x01(\tR\n" +
+	"pciAddress\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\b\n" +
 	"\x06Synced\"\x14\n" +
 	"\x12ListDevicesRequest\"M\n" +
 	"\x13ListDevicesResponse\x126\n" +
-	"\adevices\x18\x01 \x01(\v2\x1c.phoenix.type.v1.NodeDevicesR\adevices\"I\n" +
+	"\adevices\x18\x01 \x01(\v2\x1c.phoenix.type.v1.NodeDevicesR\adevices\"\x8d\x01\n" +
 	"\x15PrepareDevicesRequest\x120\n" +
-	"\x04gpus\x18\x01 \x03(\v2\x1c.phoenix.type.v1.GpuSelectorR\x04gpus\"p\n" +
+	"\x04gpus\x18\x01 \x03(\v2\x1c.phoenix.type.v1.GpuSelectorR\x04gpus\x12B\n" +
+	"\fcapabilities\x18\x02 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\"p\n" +
 	"\x16PrepareDevicesResponse\x12#\n" +
 	"\rcreated_paths\x18\x01 \x03(\tR\fcreatedPaths\x121\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\x05nodes\"\x17\n" +
@@ -2017,10 +2233,14 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\fset_property\x18\x02 \x01(\v2\x1d.phoenix.agent.v1.SetPropertyH\x00R\vsetProperty\x12H\n" +
 	"\x0eunset_property\x18\x03 \x01(\v2\x1f.phoenix.agent.v1.UnsetPropertyH\x00R\runsetProperty\x12F\n" +
 	"\x0eset_lxc_option\x18\x04 \x01(\v2\x1e.phoenix.agent.v1.SetLxcOptionH\x00R\fsetLxcOptionB\v\n" +
-	"\toperation\"x\n" +
+	"\toperation\"\xdc\x01\n" +
 	"\x0eSetPassthrough\x120\n" +
 	"\x04gpus\x18\x01 \x03(\v2\x1c.phoenix.type.v1.GpuSelectorR\x04gpus\x124\n" +
-	"\x04mode\x18\x02 \x01(\x0e2 .phoenix.type.v1.PassthroughModeR\x04mode\"5\n" +
+	"\x04mode\x18\x02 \x01(\x0e2 .phoenix.type.v1.PassthroughModeR\x04mode\x12B\n" +
+	"\fcapabilities\x18\x03 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\x12\x1e\n" +
+	"\n" +
+	"assignment\x18\x04 \x01(\tR\n" +
+	"assignment\"5\n" +
 	"\vSetProperty\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"!\n" +
@@ -2078,7 +2298,21 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\vExecRequest\x120\n" +
 	"\x05input\x18\x01 \x01(\v2\x1a.phoenix.type.v1.ExecInputR\x05input\"C\n" +
 	"\fExecResponse\x123\n" +
-	"\x06output\x18\x01 \x01(\v2\x1b.phoenix.type.v1.ExecOutputR\x06output2\xbb\x01\n" +
+	"\x06output\x18\x01 \x01(\v2\x1b.phoenix.type.v1.ExecOutputR\x06output*\xc2\x03\n" +
+	"\x10DeviceChangeKind\x12\"\n" +
+	"\x1eDEVICE_CHANGE_KIND_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cDEVICE_CHANGE_KIND_GPU_ADDED\x10\x01\x12\"\n" +
+	"\x1eDEVICE_CHANGE_KIND_GPU_REMOVED\x10\x02\x12\x1f\n" +
+	"\x1bDEVICE_CHANGE_KIND_GPU_LOST\x10\x03\x12 \n" +
+	"\x1cDEVICE_CHANGE_KIND_GPU_FOUND\x10\x04\x12\"\n" +
+	"\x1eDEVICE_CHANGE_KIND_GPU_REBOUND\x10\x05\x12\"\n" +
+	"\x1eDEVICE_CHANGE_KIND_MIG_CHANGED\x10\x06\x12$\n" +
+	" DEVICE_CHANGE_KIND_DRIVER_LOADED\x10\a\x12&\n" +
+	"\"DEVICE_CHANGE_KIND_DRIVER_UNLOADED\x10\b\x12&\n" +
+	"\"DEVICE_CHANGE_KIND_DRIVER_REPLACED\x10\t\x12 \n" +
+	"\x1cDEVICE_CHANGE_KIND_NODE_LOST\x10\n" +
+	"\x12!\n" +
+	"\x1dDEVICE_CHANGE_KIND_NODE_FOUND\x10\v2\xbb\x01\n" +
 	"\vNodeService\x12N\n" +
 	"\aGetNode\x12 .phoenix.agent.v1.GetNodeRequest\x1a!.phoenix.agent.v1.GetNodeResponse\x12\\\n" +
 	"\vWatchEvents\x12$.phoenix.agent.v1.WatchEventsRequest\x1a%.phoenix.agent.v1.WatchEventsResponse0\x012\xd0\x01\n" +
@@ -2109,114 +2343,122 @@ func file_phoenix_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_phoenix_agent_v1_agent_proto_rawDescData
 }
 
-var file_phoenix_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_phoenix_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_phoenix_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_phoenix_agent_v1_agent_proto_goTypes = []any{
-	(*GetNodeRequest)(nil),          // 0: phoenix.agent.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 1: phoenix.agent.v1.GetNodeResponse
-	(*WatchEventsRequest)(nil),      // 2: phoenix.agent.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 3: phoenix.agent.v1.WatchEventsResponse
-	(*Synced)(nil),                  // 4: phoenix.agent.v1.Synced
-	(*ListDevicesRequest)(nil),      // 5: phoenix.agent.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),     // 6: phoenix.agent.v1.ListDevicesResponse
-	(*PrepareDevicesRequest)(nil),   // 7: phoenix.agent.v1.PrepareDevicesRequest
-	(*PrepareDevicesResponse)(nil),  // 8: phoenix.agent.v1.PrepareDevicesResponse
-	(*ListContainersRequest)(nil),   // 9: phoenix.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 10: phoenix.agent.v1.ListContainersResponse
-	(*GetContainerRequest)(nil),     // 11: phoenix.agent.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),    // 12: phoenix.agent.v1.GetContainerResponse
-	(*PatchConfRequest)(nil),        // 13: phoenix.agent.v1.PatchConfRequest
-	(*ConfOperation)(nil),           // 14: phoenix.agent.v1.ConfOperation
-	(*SetPassthrough)(nil),          // 15: phoenix.agent.v1.SetPassthrough
-	(*SetProperty)(nil),             // 16: phoenix.agent.v1.SetProperty
-	(*UnsetProperty)(nil),           // 17: phoenix.agent.v1.UnsetProperty
-	(*SetLxcOption)(nil),            // 18: phoenix.agent.v1.SetLxcOption
-	(*PatchConfResponse)(nil),       // 19: phoenix.agent.v1.PatchConfResponse
-	(*ListRevisionsRequest)(nil),    // 20: phoenix.agent.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),   // 21: phoenix.agent.v1.ListRevisionsResponse
-	(*GetRevisionRequest)(nil),      // 22: phoenix.agent.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),     // 23: phoenix.agent.v1.GetRevisionResponse
-	(*RestoreRevisionRequest)(nil),  // 24: phoenix.agent.v1.RestoreRevisionRequest
-	(*RestoreRevisionResponse)(nil), // 25: phoenix.agent.v1.RestoreRevisionResponse
-	(*RestartRequest)(nil),          // 26: phoenix.agent.v1.RestartRequest
-	(*RestartResponse)(nil),         // 27: phoenix.agent.v1.RestartResponse
-	(*ProbeRequest)(nil),            // 28: phoenix.agent.v1.ProbeRequest
-	(*ProbeResponse)(nil),           // 29: phoenix.agent.v1.ProbeResponse
-	(*ExecRequest)(nil),             // 30: phoenix.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 31: phoenix.agent.v1.ExecResponse
-	(*v1.Node)(nil),                 // 32: phoenix.type.v1.Node
-	(*timestamppb.Timestamp)(nil),   // 33: google.protobuf.Timestamp
-	(*v1.Container)(nil),            // 34: phoenix.type.v1.Container
-	(*v1.NodeDevices)(nil),          // 35: phoenix.type.v1.NodeDevices
-	(*v1.GpuSelector)(nil),          // 36: phoenix.type.v1.GpuSelector
-	(*v1.DeviceNode)(nil),           // 37: phoenix.type.v1.DeviceNode
-	(*v1.ConfEntry)(nil),            // 38: phoenix.type.v1.ConfEntry
-	(v1.PassthroughMode)(0),         // 39: phoenix.type.v1.PassthroughMode
-	(*v1.Revision)(nil),             // 40: phoenix.type.v1.Revision
-	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
-	(*v1.RestartProgress)(nil),      // 42: phoenix.type.v1.RestartProgress
-	(*v1.ProbeResult)(nil),          // 43: phoenix.type.v1.ProbeResult
-	(*v1.ExecInput)(nil),            // 44: phoenix.type.v1.ExecInput
-	(*v1.ExecOutput)(nil),           // 45: phoenix.type.v1.ExecOutput
+	(DeviceChangeKind)(0),           // 0: phoenix.agent.v1.DeviceChangeKind
+	(*GetNodeRequest)(nil),          // 1: phoenix.agent.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 2: phoenix.agent.v1.GetNodeResponse
+	(*WatchEventsRequest)(nil),      // 3: phoenix.agent.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 4: phoenix.agent.v1.WatchEventsResponse
+	(*DeviceChange)(nil),            // 5: phoenix.agent.v1.DeviceChange
+	(*Synced)(nil),                  // 6: phoenix.agent.v1.Synced
+	(*ListDevicesRequest)(nil),      // 7: phoenix.agent.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),     // 8: phoenix.agent.v1.ListDevicesResponse
+	(*PrepareDevicesRequest)(nil),   // 9: phoenix.agent.v1.PrepareDevicesRequest
+	(*PrepareDevicesResponse)(nil),  // 10: phoenix.agent.v1.PrepareDevicesResponse
+	(*ListContainersRequest)(nil),   // 11: phoenix.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),  // 12: phoenix.agent.v1.ListContainersResponse
+	(*GetContainerRequest)(nil),     // 13: phoenix.agent.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),    // 14: phoenix.agent.v1.GetContainerResponse
+	(*PatchConfRequest)(nil),        // 15: phoenix.agent.v1.PatchConfRequest
+	(*ConfOperation)(nil),           // 16: phoenix.agent.v1.ConfOperation
+	(*SetPassthrough)(nil),          // 17: phoenix.agent.v1.SetPassthrough
+	(*SetProperty)(nil),             // 18: phoenix.agent.v1.SetProperty
+	(*UnsetProperty)(nil),           // 19: phoenix.agent.v1.UnsetProperty
+	(*SetLxcOption)(nil),            // 20: phoenix.agent.v1.SetLxcOption
+	(*PatchConfResponse)(nil),       // 21: phoenix.agent.v1.PatchConfResponse
+	(*ListRevisionsRequest)(nil),    // 22: phoenix.agent.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),   // 23: phoenix.agent.v1.ListRevisionsResponse
+	(*GetRevisionRequest)(nil),      // 24: phoenix.agent.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),     // 25: phoenix.agent.v1.GetRevisionResponse
+	(*RestoreRevisionRequest)(nil),  // 26: phoenix.agent.v1.RestoreRevisionRequest
+	(*RestoreRevisionResponse)(nil), // 27: phoenix.agent.v1.RestoreRevisionResponse
+	(*RestartRequest)(nil),          // 28: phoenix.agent.v1.RestartRequest
+	(*RestartResponse)(nil),         // 29: phoenix.agent.v1.RestartResponse
+	(*ProbeRequest)(nil),            // 30: phoenix.agent.v1.ProbeRequest
+	(*ProbeResponse)(nil),           // 31: phoenix.agent.v1.ProbeResponse
+	(*ExecRequest)(nil),             // 32: phoenix.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 33: phoenix.agent.v1.ExecResponse
+	(*v1.Node)(nil),                 // 34: phoenix.type.v1.Node
+	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
+	(*v1.Container)(nil),            // 36: phoenix.type.v1.Container
+	(*v1.NodeDevices)(nil),          // 37: phoenix.type.v1.NodeDevices
+	(*v1.GpuSelector)(nil),          // 38: phoenix.type.v1.GpuSelector
+	(v1.GpuCapability)(0),           // 39: phoenix.type.v1.GpuCapability
+	(*v1.DeviceNode)(nil),           // 40: phoenix.type.v1.DeviceNode
+	(*v1.ConfEntry)(nil),            // 41: phoenix.type.v1.ConfEntry
+	(v1.PassthroughMode)(0),         // 42: phoenix.type.v1.PassthroughMode
+	(*v1.Revision)(nil),             // 43: phoenix.type.v1.Revision
+	(*durationpb.Duration)(nil),     // 44: google.protobuf.Duration
+	(*v1.RestartProgress)(nil),      // 45: phoenix.type.v1.RestartProgress
+	(*v1.ProbeResult)(nil),          // 46: phoenix.type.v1.ProbeResult
+	(*v1.ExecInput)(nil),            // 47: phoenix.type.v1.ExecInput
+	(*v1.ExecOutput)(nil),           // 48: phoenix.type.v1.ExecOutput
 }
 var file_phoenix_agent_v1_agent_proto_depIdxs = []int32{
-	32, // 0: phoenix.agent.v1.GetNodeResponse.node:type_name -> phoenix.type.v1.Node
-	33, // 1: phoenix.agent.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	34, // 2: phoenix.agent.v1.WatchEventsResponse.container:type_name -> phoenix.type.v1.Container
-	35, // 3: phoenix.agent.v1.WatchEventsResponse.devices:type_name -> phoenix.type.v1.NodeDevices
-	4,  // 4: phoenix.agent.v1.WatchEventsResponse.synced:type_name -> phoenix.agent.v1.Synced
-	35, // 5: phoenix.agent.v1.ListDevicesResponse.devices:type_name -> phoenix.type.v1.NodeDevices
-	36, // 6: phoenix.agent.v1.PrepareDevicesRequest.gpus:type_name -> phoenix.type.v1.GpuSelector
-	37, // 7: phoenix.agent.v1.PrepareDevicesResponse.nodes:type_name -> phoenix.type.v1.DeviceNode
-	34, // 8: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	34, // 9: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	38, // 10: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	38, // 11: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	38, // 12: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	14, // 13: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
-	15, // 14: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
-	16, // 15: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
-	17, // 16: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
-	18, // 17: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
-	36, // 18: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
-	39, // 19: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
-	40, // 20: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	40, // 21: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	41, // 22: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	42, // 23: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	43, // 24: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	44, // 25: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	45, // 26: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	0,  // 27: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
-	2,  // 28: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
-	5,  // 29: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
-	7,  // 30: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
-	9,  // 31: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
-	11, // 32: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
-	13, // 33: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
-	20, // 34: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
-	22, // 35: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
-	24, // 36: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
-	26, // 37: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
-	28, // 38: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
-	30, // 39: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
-	1,  // 40: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
-	3,  // 41: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
-	6,  // 42: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
-	8,  // 43: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
-	10, // 44: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
-	12, // 45: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
-	19, // 46: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
-	21, // 47: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
-	23, // 48: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
-	25, // 49: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
-	27, // 50: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
-	29, // 51: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
-	31, // 52: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
-	40, // [40:53] is the sub-list for method output_type
-	27, // [27:40] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	34, // 0: phoenix.agent.v1.GetNodeResponse.node:type_name -> phoenix.type.v1.Node
+	35, // 1: phoenix.agent.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	36, // 2: phoenix.agent.v1.WatchEventsResponse.container:type_name -> phoenix.type.v1.Container
+	37, // 3: phoenix.agent.v1.WatchEventsResponse.devices:type_name -> phoenix.type.v1.NodeDevices
+	6,  // 4: phoenix.agent.v1.WatchEventsResponse.synced:type_name -> phoenix.agent.v1.Synced
+	5,  // 5: phoenix.agent.v1.WatchEventsResponse.device_change:type_name -> phoenix.agent.v1.DeviceChange
+	0,  // 6: phoenix.agent.v1.DeviceChange.kind:type_name -> phoenix.agent.v1.DeviceChangeKind
+	37, // 7: phoenix.agent.v1.ListDevicesResponse.devices:type_name -> phoenix.type.v1.NodeDevices
+	38, // 8: phoenix.agent.v1.PrepareDevicesRequest.gpus:type_name -> phoenix.type.v1.GpuSelector
+	39, // 9: phoenix.agent.v1.PrepareDevicesRequest.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	40, // 10: phoenix.agent.v1.PrepareDevicesResponse.nodes:type_name -> phoenix.type.v1.DeviceNode
+	36, // 11: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	36, // 12: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	41, // 13: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	41, // 14: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	41, // 15: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	16, // 16: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
+	17, // 17: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
+	18, // 18: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
+	19, // 19: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
+	20, // 20: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
+	38, // 21: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
+	42, // 22: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
+	39, // 23: phoenix.agent.v1.SetPassthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	43, // 24: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	43, // 25: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	44, // 26: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	45, // 27: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	46, // 28: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	47, // 29: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	48, // 30: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	1,  // 31: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
+	3,  // 32: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
+	7,  // 33: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
+	9,  // 34: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
+	11, // 35: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
+	13, // 36: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
+	15, // 37: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
+	22, // 38: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
+	24, // 39: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
+	26, // 40: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
+	28, // 41: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
+	30, // 42: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
+	32, // 43: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
+	2,  // 44: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
+	4,  // 45: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
+	8,  // 46: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
+	10, // 47: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
+	12, // 48: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
+	14, // 49: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
+	21, // 50: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
+	23, // 51: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
+	25, // 52: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
+	27, // 53: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
+	29, // 54: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
+	31, // 55: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
+	33, // 56: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
+	44, // [44:57] is the sub-list for method output_type
+	31, // [31:44] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_agent_v1_agent_proto_init() }
@@ -2229,8 +2471,9 @@ func file_phoenix_agent_v1_agent_proto_init() {
 		(*WatchEventsResponse_RemovedCtid)(nil),
 		(*WatchEventsResponse_Devices)(nil),
 		(*WatchEventsResponse_Synced)(nil),
+		(*WatchEventsResponse_DeviceChange)(nil),
 	}
-	file_phoenix_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_phoenix_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
 		(*ConfOperation_SetPassthrough)(nil),
 		(*ConfOperation_SetProperty)(nil),
 		(*ConfOperation_UnsetProperty)(nil),
@@ -2241,13 +2484,14 @@ func file_phoenix_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_agent_v1_agent_proto_rawDesc), len(file_phoenix_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   32,
+			NumEnums:      1,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
 		GoTypes:           file_phoenix_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_phoenix_agent_v1_agent_proto_depIdxs,
+		EnumInfos:         file_phoenix_agent_v1_agent_proto_enumTypes,
 		MessageInfos:      file_phoenix_agent_v1_agent_proto_msgTypes,
 	}.Build()
 	File_phoenix_agent_v1_agent_proto = out.File

@@ -208,7 +208,8 @@ type DeviceServiceClient interface {
 	// Fails with CONF_FS_UNAVAILABLE.
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
 	// PrepareDevices checks that containers can be given these GPUs, and makes missing or stale device
-	// nodes, those that GPUs share included, the way nvidia-modprobe does. It may be repeated.
+	// nodes, those that GPUs share and capability nodes included, the way nvidia-modprobe does. DRM nodes are the kernel's
+	// own. It may be repeated.
 	//
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(ctx context.Context, in *PrepareDevicesRequest, opts ...grpc.CallOption) (*PrepareDevicesResponse, error)
@@ -254,7 +255,8 @@ type DeviceServiceServer interface {
 	// Fails with CONF_FS_UNAVAILABLE.
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
 	// PrepareDevices checks that containers can be given these GPUs, and makes missing or stale device
-	// nodes, those that GPUs share included, the way nvidia-modprobe does. It may be repeated.
+	// nodes, those that GPUs share and capability nodes included, the way nvidia-modprobe does. DRM nodes are the kernel's
+	// own. It may be repeated.
 	//
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(context.Context, *PrepareDevicesRequest) (*PrepareDevicesResponse, error)

@@ -187,6 +187,8 @@ const (
 	ProblemKind_PROBLEM_KIND_UNREADABLE ProblemKind = 15
 	// A privileged container has GPUs: it is no security boundary.
 	ProblemKind_PROBLEM_KIND_PRIVILEGED ProblemKind = 16
+	// A GPU that MIG divides is given whole: CUDA can use its MIG devices only.
+	ProblemKind_PROBLEM_KIND_MIG_GPU_WHOLE ProblemKind = 17
 )
 
 // Enum value maps for ProblemKind.
@@ -209,6 +211,7 @@ var (
 		14: "PROBLEM_KIND_HIDDEN_LINE",
 		15: "PROBLEM_KIND_UNREADABLE",
 		16: "PROBLEM_KIND_PRIVILEGED",
+		17: "PROBLEM_KIND_MIG_GPU_WHOLE",
 	}
 	ProblemKind_value = map[string]int32{
 		"PROBLEM_KIND_UNSPECIFIED":              0,
@@ -228,6 +231,7 @@ var (
 		"PROBLEM_KIND_HIDDEN_LINE":              14,
 		"PROBLEM_KIND_UNREADABLE":               15,
 		"PROBLEM_KIND_PRIVILEGED":               16,
+		"PROBLEM_KIND_MIG_GPU_WHOLE":            17,
 	}
 )
 
@@ -447,7 +451,9 @@ type Container struct {
 	// Output only. PID of the container's init in the node's namespace; 0 if it does not run.
 	InitPid int32 `protobuf:"varint,14,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"`
 	// Output only. When the present init was started. Absent if the container does not run.
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Output only. The passthrough that was last set through the agent, as it was then. Absent if none ever was.
+	Applied       *Applied `protobuf:"bytes,16,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -587,15 +593,25 @@ func (x *Container) GetStartTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Container) GetApplied() *Applied {
+	if x != nil {
+		return x.Applied
+	}
+	return nil
+}
+
 // Passthrough is what gives a container its GPUs.
 type Passthrough struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The GPUs for which there is a device, by index ascending.
+	// Output only. The GPUs and MIG devices for which there is a device, by index, GPU instance and compute instance.
+	// The device of a GPU that MIG divides counts for the whole GPU only if none of its capability nodes is given.
 	Gpus []*GpuRef `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	// Output only. How the devices are given. UNSPECIFIED if there are none.
 	Mode PassthroughMode `protobuf:"varint,2,opt,name=mode,proto3,enum=phoenix.type.v1.PassthroughMode" json:"mode,omitempty"`
 	// Output only. Every NVIDIA device that is given, sorted by path.
-	Devices       []*Device `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
+	Devices []*Device `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Output only. The uses of which some device of their own is given, ascending.
+	Capabilities  []GpuCapability `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=phoenix.type.v1.GpuCapability" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,22 +667,235 @@ func (x *Passthrough) GetDevices() []*Device {
 	return nil
 }
 
-// GpuRef points at a GPU of the same node.
-type GpuRef struct {
+func (x *Passthrough) GetCapabilities() []GpuCapability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+// Applied is a passthrough as it was set through the agent.
+type Applied struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. As in Gpu.index; -1 if no GPU of the node has this device any more.
-	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	// Output only. As in Gpu.uuid; empty if unknown.
-	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	// Output only. As in Gpu.minor.
-	Minor         int32 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
+	// Output only. The assignment in the words of the fleet file, as the caller told it. Empty if it told none.
+	Assignment string `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
+	// Output only. The GPUs and MIG devices, and what they were then.
+	Gpus []*AppliedGpu `protobuf:"bytes,2,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	// Output only. How they were given.
+	Mode PassthroughMode `protobuf:"varint,3,opt,name=mode,proto3,enum=phoenix.type.v1.PassthroughMode" json:"mode,omitempty"`
+	// Output only. For which uses, ascending.
+	Capabilities []GpuCapability `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=phoenix.type.v1.GpuCapability" json:"capabilities,omitempty"`
+	// Output only. When it was last set, also if the conf gave it already.
+	Time *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
+	// Output only. Who set it: the identity in the caller's certificate.
+	Who string `protobuf:"bytes,6,opt,name=who,proto3" json:"who,omitempty"`
+	// Output only. Who the caller acted for, as the caller told it. Empty if it told nobody.
+	OnBehalfOf    string `protobuf:"bytes,7,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *Applied) Reset() {
+	*x = Applied{}
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Applied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Applied) ProtoMessage() {}
+
+func (x *Applied) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Applied.ProtoReflect.Descriptor instead.
+func (*Applied) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Applied) GetAssignment() string {
+	if x != nil {
+		return x.Assignment
+	}
+	return ""
+}
+
+func (x *Applied) GetGpus() []*AppliedGpu {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
+func (x *Applied) GetMode() PassthroughMode {
+	if x != nil {
+		return x.Mode
+	}
+	return PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED
+}
+
+func (x *Applied) GetCapabilities() []GpuCapability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Applied) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Applied) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *Applied) GetOnBehalfOf() string {
+	if x != nil {
+		return x.OnBehalfOf
+	}
+	return ""
+}
+
+// AppliedGpu is a GPU, or a MIG device of it, as it was when a passthrough was set.
+type AppliedGpu struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. As in Gpu.index.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Output only. As in Gpu.uuid; empty if it was unknown.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Output only. As in Gpu.pci_address.
+	PciAddress string `protobuf:"bytes,3,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	// Output only. As in MigDevice.uuid; empty for a whole GPU, or if it was unknown.
+	MigUuid string `protobuf:"bytes,4,opt,name=mig_uuid,json=migUuid,proto3" json:"mig_uuid,omitempty"`
+	// Output only. As in MigDevice; absent for a whole GPU.
+	GpuInstanceId *int32 `protobuf:"varint,5,opt,name=gpu_instance_id,json=gpuInstanceId,proto3,oneof" json:"gpu_instance_id,omitempty"`
+	// Output only. As in MigDevice; absent for a whole GPU.
+	ComputeInstanceId *int32 `protobuf:"varint,6,opt,name=compute_instance_id,json=computeInstanceId,proto3,oneof" json:"compute_instance_id,omitempty"`
+	// Output only. As in MigDevice.profile; empty for a whole GPU, or if it was unknown.
+	Profile       string `protobuf:"bytes,7,opt,name=profile,proto3" json:"profile,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedGpu) Reset() {
+	*x = AppliedGpu{}
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedGpu) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedGpu) ProtoMessage() {}
+
+func (x *AppliedGpu) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedGpu.ProtoReflect.Descriptor instead.
+func (*AppliedGpu) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AppliedGpu) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AppliedGpu) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AppliedGpu) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *AppliedGpu) GetMigUuid() string {
+	if x != nil {
+		return x.MigUuid
+	}
+	return ""
+}
+
+func (x *AppliedGpu) GetGpuInstanceId() int32 {
+	if x != nil && x.GpuInstanceId != nil {
+		return *x.GpuInstanceId
+	}
+	return 0
+}
+
+func (x *AppliedGpu) GetComputeInstanceId() int32 {
+	if x != nil && x.ComputeInstanceId != nil {
+		return *x.ComputeInstanceId
+	}
+	return 0
+}
+
+func (x *AppliedGpu) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+// GpuRef points at a GPU of the same node, or at a MIG device of it.
+type GpuRef struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. As in Gpu.index, of a MIG device that of its GPU; -1 if no GPU of the node has this device any more.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Output only. As in Gpu.uuid, of a MIG device that of its GPU; empty if unknown.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Output only. As in Gpu.minor, of a MIG device that of its GPU.
+	Minor int32 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
+	// Output only. As in MigDevice.uuid. Empty for a whole GPU, and for a MIG device whose UUID is unknown.
+	MigUuid string `protobuf:"bytes,4,opt,name=mig_uuid,json=migUuid,proto3" json:"mig_uuid,omitempty"`
+	// Output only. As in MigDevice. Absent for a whole GPU: this tells one from a MIG device.
+	GpuInstanceId *int32 `protobuf:"varint,5,opt,name=gpu_instance_id,json=gpuInstanceId,proto3,oneof" json:"gpu_instance_id,omitempty"`
+	// Output only. As in MigDevice. Absent for a whole GPU.
+	ComputeInstanceId *int32 `protobuf:"varint,6,opt,name=compute_instance_id,json=computeInstanceId,proto3,oneof" json:"compute_instance_id,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
 func (x *GpuRef) Reset() {
 	*x = GpuRef{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[2]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +907,7 @@ func (x *GpuRef) String() string {
 func (*GpuRef) ProtoMessage() {}
 
 func (x *GpuRef) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[2]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +920,7 @@ func (x *GpuRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GpuRef.ProtoReflect.Descriptor instead.
 func (*GpuRef) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{2}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GpuRef) GetIndex() int32 {
@@ -715,6 +944,27 @@ func (x *GpuRef) GetMinor() int32 {
 	return 0
 }
 
+func (x *GpuRef) GetMigUuid() string {
+	if x != nil {
+		return x.MigUuid
+	}
+	return ""
+}
+
+func (x *GpuRef) GetGpuInstanceId() int32 {
+	if x != nil && x.GpuInstanceId != nil {
+		return *x.GpuInstanceId
+	}
+	return 0
+}
+
+func (x *GpuRef) GetComputeInstanceId() int32 {
+	if x != nil && x.ComputeInstanceId != nil {
+		return *x.ComputeInstanceId
+	}
+	return 0
+}
+
 // Device is one device node as a container has it.
 type Device struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -730,7 +980,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[3]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +992,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[3]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +1005,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{3}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Device) GetPath() string {
@@ -796,7 +1046,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[4]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1058,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[4]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1071,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{4}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Problem) GetKind() ProblemKind {
@@ -867,7 +1117,7 @@ type ConfEntry struct {
 
 func (x *ConfEntry) Reset() {
 	*x = ConfEntry{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[5]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1129,7 @@ func (x *ConfEntry) String() string {
 func (*ConfEntry) ProtoMessage() {}
 
 func (x *ConfEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[5]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1142,7 @@ func (x *ConfEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfEntry.ProtoReflect.Descriptor instead.
 func (*ConfEntry) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{5}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ConfEntry) GetKey() string {
@@ -940,7 +1190,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[6]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1202,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[6]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1215,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{6}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Revision) GetRevision() int64 {
@@ -1022,8 +1272,8 @@ type ProbeResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifier. Absolute path in the container.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Output only. Index of the GPU this is the device of; -1 for a device that GPUs share, and for one
-	// that the node does not have.
+	// Output only. Index of the GPU this is the device of, a DRM or capability node too; -1 for a device that GPUs share,
+	// and for one that the node does not have.
 	GpuIndex int32 `protobuf:"varint,2,opt,name=gpu_index,json=gpuIndex,proto3" json:"gpu_index,omitempty"`
 	// Output only. Whether the conf on disk gives it.
 	Expected bool `protobuf:"varint,3,opt,name=expected,proto3" json:"expected,omitempty"`
@@ -1036,14 +1286,19 @@ type ProbeResult struct {
 	// Output only. Minor number found; -1 if the path is no device.
 	Minor int32 `protobuf:"varint,7,opt,name=minor,proto3" json:"minor,omitempty"`
 	// Output only. One sentence for a person: what it means and what to do.
-	Message       string `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message string `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	// Output only. Number of the GPU instance of MIG this is a capability node of; absent for every other device.
+	GpuInstanceId *int32 `protobuf:"varint,9,opt,name=gpu_instance_id,json=gpuInstanceId,proto3,oneof" json:"gpu_instance_id,omitempty"`
+	// Output only. Number of the compute instance this is the capability node of; absent for every other device, that of
+	// a GPU instance too.
+	ComputeInstanceId *int32 `protobuf:"varint,10,opt,name=compute_instance_id,json=computeInstanceId,proto3,oneof" json:"compute_instance_id,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[7]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1310,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[7]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1323,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{7}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProbeResult) GetPath() string {
@@ -1127,6 +1382,20 @@ func (x *ProbeResult) GetMessage() string {
 	return ""
 }
 
+func (x *ProbeResult) GetGpuInstanceId() int32 {
+	if x != nil && x.GpuInstanceId != nil {
+		return *x.GpuInstanceId
+	}
+	return 0
+}
+
+func (x *ProbeResult) GetComputeInstanceId() int32 {
+	if x != nil && x.ComputeInstanceId != nil {
+		return *x.ComputeInstanceId
+	}
+	return 0
+}
+
 // RestartProgress is one message of a restart.
 type RestartProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1142,7 +1411,7 @@ type RestartProgress struct {
 
 func (x *RestartProgress) Reset() {
 	*x = RestartProgress{}
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[8]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1423,7 @@ func (x *RestartProgress) String() string {
 func (*RestartProgress) ProtoMessage() {}
 
 func (x *RestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_container_proto_msgTypes[8]
+	mi := &file_phoenix_type_v1_container_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1436,7 @@ func (x *RestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartProgress.ProtoReflect.Descriptor instead.
 func (*RestartProgress) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{8}
+	return file_phoenix_type_v1_container_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RestartProgress) GetPhase() RestartPhase {
@@ -1195,7 +1464,7 @@ var File_phoenix_type_v1_container_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\n" +
-	"\x1fphoenix/type/v1/container.proto\x12\x0fphoenix.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x04\n" +
+	"\x1fphoenix/type/v1/container.proto\x12\x0fphoenix.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19phoenix/type/v1/gpu.proto\"\xf1\x04\n" +
 	"\tContainer\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
@@ -1215,15 +1484,45 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\binstance\x18\r \x01(\tR\binstance\x12\x19\n" +
 	"\binit_pid\x18\x0e \x01(\x05R\ainitPid\x129\n" +
 	"\n" +
-	"start_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\xa3\x01\n" +
+	"start_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x122\n" +
+	"\aapplied\x18\x10 \x01(\v2\x18.phoenix.type.v1.AppliedR\aapplied\"\xe7\x01\n" +
 	"\vPassthrough\x12+\n" +
 	"\x04gpus\x18\x01 \x03(\v2\x17.phoenix.type.v1.GpuRefR\x04gpus\x124\n" +
 	"\x04mode\x18\x02 \x01(\x0e2 .phoenix.type.v1.PassthroughModeR\x04mode\x121\n" +
-	"\adevices\x18\x03 \x03(\v2\x17.phoenix.type.v1.DeviceR\adevices\"H\n" +
+	"\adevices\x18\x03 \x03(\v2\x17.phoenix.type.v1.DeviceR\adevices\x12B\n" +
+	"\fcapabilities\x18\x04 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\"\xb8\x02\n" +
+	"\aApplied\x12\x1e\n" +
+	"\n" +
+	"assignment\x18\x01 \x01(\tR\n" +
+	"assignment\x12/\n" +
+	"\x04gpus\x18\x02 \x03(\v2\x1b.phoenix.type.v1.AppliedGpuR\x04gpus\x124\n" +
+	"\x04mode\x18\x03 \x01(\x0e2 .phoenix.type.v1.PassthroughModeR\x04mode\x12B\n" +
+	"\fcapabilities\x18\x04 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03who\x18\x06 \x01(\tR\x03who\x12 \n" +
+	"\fon_behalf_of\x18\a \x01(\tR\n" +
+	"onBehalfOf\"\x9a\x02\n" +
+	"\n" +
+	"AppliedGpu\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1f\n" +
+	"\vpci_address\x18\x03 \x01(\tR\n" +
+	"pciAddress\x12\x19\n" +
+	"\bmig_uuid\x18\x04 \x01(\tR\amigUuid\x12+\n" +
+	"\x0fgpu_instance_id\x18\x05 \x01(\x05H\x00R\rgpuInstanceId\x88\x01\x01\x123\n" +
+	"\x13compute_instance_id\x18\x06 \x01(\x05H\x01R\x11computeInstanceId\x88\x01\x01\x12\x18\n" +
+	"\aprofile\x18\a \x01(\tR\aprofileB\x12\n" +
+	"\x10_gpu_instance_idB\x16\n" +
+	"\x14_compute_instance_id\"\xf1\x01\n" +
 	"\x06GpuRef\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
-	"\x05minor\x18\x03 \x01(\x05R\x05minor\"H\n" +
+	"\x05minor\x18\x03 \x01(\x05R\x05minor\x12\x19\n" +
+	"\bmig_uuid\x18\x04 \x01(\tR\amigUuid\x12+\n" +
+	"\x0fgpu_instance_id\x18\x05 \x01(\x05H\x00R\rgpuInstanceId\x88\x01\x01\x123\n" +
+	"\x13compute_instance_id\x18\x06 \x01(\x05H\x01R\x11computeInstanceId\x88\x01\x01B\x12\n" +
+	"\x10_gpu_instance_idB\x16\n" +
+	"\x14_compute_instance_id\"H\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05major\x18\x02 \x01(\x05R\x05major\x12\x14\n" +
@@ -1246,7 +1545,7 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\x12,\n" +
 	"\x12replaced_by_digest\x18\x06 \x01(\tR\x10replacedByDigest\x12 \n" +
 	"\fon_behalf_of\x18\a \x01(\tR\n" +
-	"onBehalfOf\"\xef\x01\n" +
+	"onBehalfOf\"\xfd\x02\n" +
 	"\vProbeResult\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tgpu_index\x18\x02 \x01(\x05R\bgpuIndex\x12\x1a\n" +
@@ -1255,7 +1554,12 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\x05errno\x18\x05 \x01(\tR\x05errno\x12\x14\n" +
 	"\x05major\x18\x06 \x01(\x05R\x05major\x12\x14\n" +
 	"\x05minor\x18\a \x01(\x05R\x05minor\x12\x18\n" +
-	"\amessage\x18\b \x01(\tR\amessage\"\x9a\x01\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12+\n" +
+	"\x0fgpu_instance_id\x18\t \x01(\x05H\x00R\rgpuInstanceId\x88\x01\x01\x123\n" +
+	"\x13compute_instance_id\x18\n" +
+	" \x01(\x05H\x01R\x11computeInstanceId\x88\x01\x01B\x12\n" +
+	"\x10_gpu_instance_idB\x16\n" +
+	"\x14_compute_instance_id\"\x9a\x01\n" +
 	"\x0fRestartProgress\x123\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x1d.phoenix.type.v1.RestartPhaseR\x05phase\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x128\n" +
@@ -1272,7 +1576,7 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\x1cPASSTHROUGH_MODE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PASSTHROUGH_MODE_RAW\x10\x01\x12\x1b\n" +
 	"\x17PASSTHROUGH_MODE_NATIVE\x10\x02\x12\x1a\n" +
-	"\x16PASSTHROUGH_MODE_MIXED\x10\x03*\xaa\x04\n" +
+	"\x16PASSTHROUGH_MODE_MIXED\x10\x03*\xca\x04\n" +
 	"\vProblemKind\x12\x1c\n" +
 	"\x18PROBLEM_KIND_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROBLEM_KIND_DEVICE_GONE\x10\x01\x12\x1c\n" +
@@ -1291,7 +1595,8 @@ const file_phoenix_type_v1_container_proto_rawDesc = "" +
 	"\x17PROBLEM_KIND_GHOST_FILE\x10\r\x12\x1c\n" +
 	"\x18PROBLEM_KIND_HIDDEN_LINE\x10\x0e\x12\x1b\n" +
 	"\x17PROBLEM_KIND_UNREADABLE\x10\x0f\x12\x1b\n" +
-	"\x17PROBLEM_KIND_PRIVILEGED\x10\x10*\xae\x02\n" +
+	"\x17PROBLEM_KIND_PRIVILEGED\x10\x10\x12\x1e\n" +
+	"\x1aPROBLEM_KIND_MIG_GPU_WHOLE\x10\x11*\xae\x02\n" +
 	"\fProbeOutcome\x12\x1d\n" +
 	"\x19PROBE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PROBE_OUTCOME_OPENED\x10\x01\x12\x1b\n" +
@@ -1325,7 +1630,7 @@ func file_phoenix_type_v1_container_proto_rawDescGZIP() []byte {
 }
 
 var file_phoenix_type_v1_container_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_phoenix_type_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_phoenix_type_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_phoenix_type_v1_container_proto_goTypes = []any{
 	(ContainerState)(0),           // 0: phoenix.type.v1.ContainerState
 	(PassthroughMode)(0),          // 1: phoenix.type.v1.PassthroughMode
@@ -1334,34 +1639,43 @@ var file_phoenix_type_v1_container_proto_goTypes = []any{
 	(RestartPhase)(0),             // 4: phoenix.type.v1.RestartPhase
 	(*Container)(nil),             // 5: phoenix.type.v1.Container
 	(*Passthrough)(nil),           // 6: phoenix.type.v1.Passthrough
-	(*GpuRef)(nil),                // 7: phoenix.type.v1.GpuRef
-	(*Device)(nil),                // 8: phoenix.type.v1.Device
-	(*Problem)(nil),               // 9: phoenix.type.v1.Problem
-	(*ConfEntry)(nil),             // 10: phoenix.type.v1.ConfEntry
-	(*Revision)(nil),              // 11: phoenix.type.v1.Revision
-	(*ProbeResult)(nil),           // 12: phoenix.type.v1.ProbeResult
-	(*RestartProgress)(nil),       // 13: phoenix.type.v1.RestartProgress
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Applied)(nil),               // 7: phoenix.type.v1.Applied
+	(*AppliedGpu)(nil),            // 8: phoenix.type.v1.AppliedGpu
+	(*GpuRef)(nil),                // 9: phoenix.type.v1.GpuRef
+	(*Device)(nil),                // 10: phoenix.type.v1.Device
+	(*Problem)(nil),               // 11: phoenix.type.v1.Problem
+	(*ConfEntry)(nil),             // 12: phoenix.type.v1.ConfEntry
+	(*Revision)(nil),              // 13: phoenix.type.v1.Revision
+	(*ProbeResult)(nil),           // 14: phoenix.type.v1.ProbeResult
+	(*RestartProgress)(nil),       // 15: phoenix.type.v1.RestartProgress
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(GpuCapability)(0),            // 17: phoenix.type.v1.GpuCapability
 }
 var file_phoenix_type_v1_container_proto_depIdxs = []int32{
 	0,  // 0: phoenix.type.v1.Container.state:type_name -> phoenix.type.v1.ContainerState
 	6,  // 1: phoenix.type.v1.Container.configured:type_name -> phoenix.type.v1.Passthrough
 	6,  // 2: phoenix.type.v1.Container.effective:type_name -> phoenix.type.v1.Passthrough
-	9,  // 3: phoenix.type.v1.Container.problems:type_name -> phoenix.type.v1.Problem
-	14, // 4: phoenix.type.v1.Container.start_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: phoenix.type.v1.Passthrough.gpus:type_name -> phoenix.type.v1.GpuRef
-	1,  // 6: phoenix.type.v1.Passthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
-	8,  // 7: phoenix.type.v1.Passthrough.devices:type_name -> phoenix.type.v1.Device
-	2,  // 8: phoenix.type.v1.Problem.kind:type_name -> phoenix.type.v1.ProblemKind
-	14, // 9: phoenix.type.v1.Revision.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 10: phoenix.type.v1.ProbeResult.outcome:type_name -> phoenix.type.v1.ProbeOutcome
-	4,  // 11: phoenix.type.v1.RestartProgress.phase:type_name -> phoenix.type.v1.RestartPhase
-	5,  // 12: phoenix.type.v1.RestartProgress.container:type_name -> phoenix.type.v1.Container
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 3: phoenix.type.v1.Container.problems:type_name -> phoenix.type.v1.Problem
+	16, // 4: phoenix.type.v1.Container.start_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: phoenix.type.v1.Container.applied:type_name -> phoenix.type.v1.Applied
+	9,  // 6: phoenix.type.v1.Passthrough.gpus:type_name -> phoenix.type.v1.GpuRef
+	1,  // 7: phoenix.type.v1.Passthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
+	10, // 8: phoenix.type.v1.Passthrough.devices:type_name -> phoenix.type.v1.Device
+	17, // 9: phoenix.type.v1.Passthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	8,  // 10: phoenix.type.v1.Applied.gpus:type_name -> phoenix.type.v1.AppliedGpu
+	1,  // 11: phoenix.type.v1.Applied.mode:type_name -> phoenix.type.v1.PassthroughMode
+	17, // 12: phoenix.type.v1.Applied.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	16, // 13: phoenix.type.v1.Applied.time:type_name -> google.protobuf.Timestamp
+	2,  // 14: phoenix.type.v1.Problem.kind:type_name -> phoenix.type.v1.ProblemKind
+	16, // 15: phoenix.type.v1.Revision.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 16: phoenix.type.v1.ProbeResult.outcome:type_name -> phoenix.type.v1.ProbeOutcome
+	4,  // 17: phoenix.type.v1.RestartProgress.phase:type_name -> phoenix.type.v1.RestartPhase
+	5,  // 18: phoenix.type.v1.RestartProgress.container:type_name -> phoenix.type.v1.Container
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_container_proto_init() }
@@ -1369,13 +1683,17 @@ func file_phoenix_type_v1_container_proto_init() {
 	if File_phoenix_type_v1_container_proto != nil {
 		return
 	}
+	file_phoenix_type_v1_gpu_proto_init()
+	file_phoenix_type_v1_container_proto_msgTypes[3].OneofWrappers = []any{}
+	file_phoenix_type_v1_container_proto_msgTypes[4].OneofWrappers = []any{}
+	file_phoenix_type_v1_container_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_type_v1_container_proto_rawDesc), len(file_phoenix_type_v1_container_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -23,6 +23,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// GpuCapability is a use of GPUs that needs device nodes of its own.
+type GpuCapability int32
+
+const (
+	// Never sent; refused.
+	GpuCapability_GPU_CAPABILITY_UNSPECIFIED GpuCapability = 0
+	// CUDA, video and everything by NVML: nvidiactl, nvidia-uvm, nvidia-uvm-tools. Always given.
+	GpuCapability_GPU_CAPABILITY_COMPUTE GpuCapability = 1
+	// Vulkan, EGL and the like: nvidia-modeset and the DRM nodes of the cards.
+	GpuCapability_GPU_CAPABILITY_GRAPHICS GpuCapability = 2
+	// Memory shared over NVLink between machines: the IMEX channels and the capability nodes of the fabric.
+	GpuCapability_GPU_CAPABILITY_FABRIC GpuCapability = 3
+)
+
+// Enum value maps for GpuCapability.
+var (
+	GpuCapability_name = map[int32]string{
+		0: "GPU_CAPABILITY_UNSPECIFIED",
+		1: "GPU_CAPABILITY_COMPUTE",
+		2: "GPU_CAPABILITY_GRAPHICS",
+		3: "GPU_CAPABILITY_FABRIC",
+	}
+	GpuCapability_value = map[string]int32{
+		"GPU_CAPABILITY_UNSPECIFIED": 0,
+		"GPU_CAPABILITY_COMPUTE":     1,
+		"GPU_CAPABILITY_GRAPHICS":    2,
+		"GPU_CAPABILITY_FABRIC":      3,
+	}
+)
+
+func (x GpuCapability) Enum() *GpuCapability {
+	p := new(GpuCapability)
+	*p = x
+	return p
+}
+
+func (x GpuCapability) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GpuCapability) Descriptor() protoreflect.EnumDescriptor {
+	return file_phoenix_type_v1_gpu_proto_enumTypes[0].Descriptor()
+}
+
+func (GpuCapability) Type() protoreflect.EnumType {
+	return &file_phoenix_type_v1_gpu_proto_enumTypes[0]
+}
+
+func (x GpuCapability) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GpuCapability.Descriptor instead.
+func (GpuCapability) EnumDescriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{0}
+}
+
 // GpuDriver is the kernel driver a GPU is bound to.
 type GpuDriver int32
 
@@ -72,11 +129,11 @@ func (x GpuDriver) String() string {
 }
 
 func (GpuDriver) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_type_v1_gpu_proto_enumTypes[0].Descriptor()
+	return file_phoenix_type_v1_gpu_proto_enumTypes[1].Descriptor()
 }
 
 func (GpuDriver) Type() protoreflect.EnumType {
-	return &file_phoenix_type_v1_gpu_proto_enumTypes[0]
+	return &file_phoenix_type_v1_gpu_proto_enumTypes[1]
 }
 
 func (x GpuDriver) Number() protoreflect.EnumNumber {
@@ -85,7 +142,7 @@ func (x GpuDriver) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GpuDriver.Descriptor instead.
 func (GpuDriver) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{0}
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{1}
 }
 
 // DeviceNodeState says whether a device node is usable.
@@ -133,11 +190,11 @@ func (x DeviceNodeState) String() string {
 }
 
 func (DeviceNodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_type_v1_gpu_proto_enumTypes[1].Descriptor()
+	return file_phoenix_type_v1_gpu_proto_enumTypes[2].Descriptor()
 }
 
 func (DeviceNodeState) Type() protoreflect.EnumType {
-	return &file_phoenix_type_v1_gpu_proto_enumTypes[1]
+	return &file_phoenix_type_v1_gpu_proto_enumTypes[2]
 }
 
 func (x DeviceNodeState) Number() protoreflect.EnumNumber {
@@ -146,10 +203,10 @@ func (x DeviceNodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DeviceNodeState.Descriptor instead.
 func (DeviceNodeState) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{1}
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{2}
 }
 
-// Gpu is one NVIDIA GPU of a node, from /proc/driver/nvidia, /sys/bus/pci and /dev.
+// Gpu is one NVIDIA GPU of a node, from NVML where it is there, /proc/driver/nvidia, /sys/bus/pci and /dev.
 type Gpu struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Position among the node's GPUs that are bound to the nvidia driver, in the order of
@@ -175,8 +232,21 @@ type Gpu struct {
 	// Output only. The device node /dev/nvidiaN of this GPU: one element, or none if the minor is
 	// unknown.
 	DeviceNodes []*DeviceNode `protobuf:"bytes,9,rep,name=device_nodes,json=deviceNodes,proto3" json:"device_nodes,omitempty"`
-	// Output only. CTIDs of this node whose conf gives them this GPU, ascending.
-	Ctids         []int32 `protobuf:"varint,10,rep,packed,name=ctids,proto3" json:"ctids,omitempty"`
+	// Output only. CTIDs of this node whose conf gives them this GPU whole, ascending; those that have a MIG device of it
+	// are told there.
+	Ctids []int32 `protobuf:"varint,10,rep,packed,name=ctids,proto3" json:"ctids,omitempty"`
+	// Output only. Whether the GPU is divided by MIG. It is then of no use whole: CUDA needs one of its MIG devices.
+	MigEnabled bool `protobuf:"varint,11,opt,name=mig_enabled,json=migEnabled,proto3" json:"mig_enabled,omitempty"`
+	// Output only. Its MIG devices, by GPU instance and then compute instance; none while MIG is enabled and not divided.
+	MigDevices []*MigDevice `protobuf:"bytes,12,rep,name=mig_devices,json=migDevices,proto3" json:"mig_devices,omitempty"`
+	// Output only. The DRM nodes of this card, by path. None if nvidia-drm is not loaded.
+	GraphicsNodes []*DeviceNode `protobuf:"bytes,13,rep,name=graphics_nodes,json=graphicsNodes,proto3" json:"graphics_nodes,omitempty"`
+	// Output only. PCI addresses of the node's GPUs that this one reaches by NVLink, in their order; only NVML tells.
+	NvlinkPeers []string `protobuf:"bytes,14,rep,name=nvlink_peers,json=nvlinkPeers,proto3" json:"nvlink_peers,omitempty"`
+	// Output only. Who uses the GPU at this moment, by PID; only NVML tells. Not told by WatchEvents.
+	Processes []*GpuProcess `protobuf:"bytes,15,rep,name=processes,proto3" json:"processes,omitempty"`
+	// Output only. Where the values come from, by field.
+	Sources       []*ValueSource `protobuf:"bytes,16,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -281,7 +351,279 @@ func (x *Gpu) GetCtids() []int32 {
 	return nil
 }
 
-// GpuSelector names one GPU of a node in a request.
+func (x *Gpu) GetMigEnabled() bool {
+	if x != nil {
+		return x.MigEnabled
+	}
+	return false
+}
+
+func (x *Gpu) GetMigDevices() []*MigDevice {
+	if x != nil {
+		return x.MigDevices
+	}
+	return nil
+}
+
+func (x *Gpu) GetGraphicsNodes() []*DeviceNode {
+	if x != nil {
+		return x.GraphicsNodes
+	}
+	return nil
+}
+
+func (x *Gpu) GetNvlinkPeers() []string {
+	if x != nil {
+		return x.NvlinkPeers
+	}
+	return nil
+}
+
+func (x *Gpu) GetProcesses() []*GpuProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *Gpu) GetSources() []*ValueSource {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+// MigDevice is one compute instance of a GPU that is divided by MIG, as nvidia-smi lists it under its GPU.
+type MigDevice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. The M of "0:M": its number among the MIG devices of its GPU as nvidia-smi counts them. -1 if only NVML
+	// could tell and it is not there.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Output only. "MIG-" and a UUID, in lower case; another one after each reconfiguration. Empty if neither NVML nor
+	// nvidia-smi told it.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Identifier. Number of its GPU instance.
+	GpuInstanceId int32 `protobuf:"varint,3,opt,name=gpu_instance_id,json=gpuInstanceId,proto3" json:"gpu_instance_id,omitempty"`
+	// Identifier. Number of its compute instance within that.
+	ComputeInstanceId int32 `protobuf:"varint,4,opt,name=compute_instance_id,json=computeInstanceId,proto3" json:"compute_instance_id,omitempty"`
+	// Output only. Name of its profile, for example "1g.10gb". Empty if unknown.
+	Profile string `protobuf:"bytes,5,opt,name=profile,proto3" json:"profile,omitempty"`
+	// Output only. Total memory in MiB. Absent if unknown.
+	MemoryMib *int64 `protobuf:"varint,6,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
+	// Output only. The capability nodes that give access to it: of its GPU instance, then of its compute instance.
+	DeviceNodes []*DeviceNode `protobuf:"bytes,7,rep,name=device_nodes,json=deviceNodes,proto3" json:"device_nodes,omitempty"`
+	// Output only. CTIDs of this node whose conf gives them this MIG device, ascending.
+	Ctids         []int32 `protobuf:"varint,8,rep,packed,name=ctids,proto3" json:"ctids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigDevice) Reset() {
+	*x = MigDevice{}
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigDevice) ProtoMessage() {}
+
+func (x *MigDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigDevice.ProtoReflect.Descriptor instead.
+func (*MigDevice) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MigDevice) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *MigDevice) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *MigDevice) GetGpuInstanceId() int32 {
+	if x != nil {
+		return x.GpuInstanceId
+	}
+	return 0
+}
+
+func (x *MigDevice) GetComputeInstanceId() int32 {
+	if x != nil {
+		return x.ComputeInstanceId
+	}
+	return 0
+}
+
+func (x *MigDevice) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *MigDevice) GetMemoryMib() int64 {
+	if x != nil && x.MemoryMib != nil {
+		return *x.MemoryMib
+	}
+	return 0
+}
+
+func (x *MigDevice) GetDeviceNodes() []*DeviceNode {
+	if x != nil {
+		return x.DeviceNodes
+	}
+	return nil
+}
+
+func (x *MigDevice) GetCtids() []int32 {
+	if x != nil {
+		return x.Ctids
+	}
+	return nil
+}
+
+// GpuProcess is a process of the node that uses a GPU.
+type GpuProcess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier. PID in the node's namespace.
+	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Output only. CTID of the container it runs in; 0 if it runs in none.
+	Ctid int32 `protobuf:"varint,2,opt,name=ctid,proto3" json:"ctid,omitempty"`
+	// Output only. GPU memory that it uses, in MiB; 0 if unknown.
+	UsedMib       int64 `protobuf:"varint,3,opt,name=used_mib,json=usedMib,proto3" json:"used_mib,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GpuProcess) Reset() {
+	*x = GpuProcess{}
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GpuProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GpuProcess) ProtoMessage() {}
+
+func (x *GpuProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GpuProcess.ProtoReflect.Descriptor instead.
+func (*GpuProcess) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GpuProcess) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *GpuProcess) GetCtid() int32 {
+	if x != nil {
+		return x.Ctid
+	}
+	return 0
+}
+
+func (x *GpuProcess) GetUsedMib() int64 {
+	if x != nil {
+		return x.UsedMib
+	}
+	return 0
+}
+
+// ValueSource tells where the value of a field comes from.
+type ValueSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier. Name of the field.
+	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	// Output only. One of "nvml", "proc", "sysfs" and "nvidia-smi".
+	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValueSource) Reset() {
+	*x = ValueSource{}
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValueSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValueSource) ProtoMessage() {}
+
+func (x *ValueSource) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValueSource.ProtoReflect.Descriptor instead.
+func (*ValueSource) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ValueSource) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *ValueSource) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// GpuSelector names one GPU of a node, or one MIG device of it, in a request.
 type GpuSelector struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. How the GPU is named.
@@ -298,7 +640,7 @@ type GpuSelector struct {
 
 func (x *GpuSelector) Reset() {
 	*x = GpuSelector{}
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[1]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +652,7 @@ func (x *GpuSelector) String() string {
 func (*GpuSelector) ProtoMessage() {}
 
 func (x *GpuSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[1]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +665,7 @@ func (x *GpuSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GpuSelector.ProtoReflect.Descriptor instead.
 func (*GpuSelector) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{1}
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GpuSelector) GetGpu() isGpuSelector_Gpu {
@@ -365,17 +707,17 @@ type isGpuSelector_Gpu interface {
 }
 
 type GpuSelector_Index struct {
-	// The index as in Gpu.index, 0 or more.
+	// The index as in Gpu.index, 0 or more: the whole GPU.
 	Index int32 `protobuf:"varint,1,opt,name=index,proto3,oneof"`
 }
 
 type GpuSelector_Uuid struct {
-	// The UUID as in Gpu.uuid, exact.
+	// The UUID as in Gpu.uuid or MigDevice.uuid, exact.
 	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3,oneof"`
 }
 
 type GpuSelector_PciAddress struct {
-	// The PCI address as in Gpu.pci_address.
+	// The PCI address as in Gpu.pci_address: the whole GPU.
 	PciAddress string `protobuf:"bytes,3,opt,name=pci_address,json=pciAddress,proto3,oneof"`
 }
 
@@ -404,7 +746,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[2]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +758,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[2]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +771,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{2}
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DeviceNode) GetPath() string {
@@ -480,7 +822,7 @@ type DeviceNumber struct {
 
 func (x *DeviceNumber) Reset() {
 	*x = DeviceNumber{}
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[3]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +834,7 @@ func (x *DeviceNumber) String() string {
 func (*DeviceNumber) ProtoMessage() {}
 
 func (x *DeviceNumber) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[3]
+	mi := &file_phoenix_type_v1_gpu_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +847,7 @@ func (x *DeviceNumber) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNumber.ProtoReflect.Descriptor instead.
 func (*DeviceNumber) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{3}
+	return file_phoenix_type_v1_gpu_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeviceNumber) GetName() string {
@@ -526,7 +868,7 @@ var File_phoenix_type_v1_gpu_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\n" +
-	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\"\xe5\x02\n" +
+	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\"\x9d\x05\n" +
 	"\x03Gpu\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1f\n" +
@@ -540,9 +882,36 @@ const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\tnuma_node\x18\b \x01(\x05R\bnumaNode\x12>\n" +
 	"\fdevice_nodes\x18\t \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\vdeviceNodes\x12\x14\n" +
 	"\x05ctids\x18\n" +
-	" \x03(\x05R\x05ctidsB\b\n" +
+	" \x03(\x05R\x05ctids\x12\x1f\n" +
+	"\vmig_enabled\x18\v \x01(\bR\n" +
+	"migEnabled\x12;\n" +
+	"\vmig_devices\x18\f \x03(\v2\x1a.phoenix.type.v1.MigDeviceR\n" +
+	"migDevices\x12B\n" +
+	"\x0egraphics_nodes\x18\r \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\rgraphicsNodes\x12!\n" +
+	"\fnvlink_peers\x18\x0e \x03(\tR\vnvlinkPeers\x129\n" +
+	"\tprocesses\x18\x0f \x03(\v2\x1b.phoenix.type.v1.GpuProcessR\tprocesses\x126\n" +
+	"\asources\x18\x10 \x03(\v2\x1c.phoenix.type.v1.ValueSourceR\asourcesB\b\n" +
 	"\x06_minorB\r\n" +
-	"\v_memory_mib\"e\n" +
+	"\v_memory_mib\"\xb0\x02\n" +
+	"\tMigDevice\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12&\n" +
+	"\x0fgpu_instance_id\x18\x03 \x01(\x05R\rgpuInstanceId\x12.\n" +
+	"\x13compute_instance_id\x18\x04 \x01(\x05R\x11computeInstanceId\x12\x18\n" +
+	"\aprofile\x18\x05 \x01(\tR\aprofile\x12\"\n" +
+	"\n" +
+	"memory_mib\x18\x06 \x01(\x03H\x00R\tmemoryMib\x88\x01\x01\x12>\n" +
+	"\fdevice_nodes\x18\a \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\vdeviceNodes\x12\x14\n" +
+	"\x05ctids\x18\b \x03(\x05R\x05ctidsB\r\n" +
+	"\v_memory_mib\"M\n" +
+	"\n" +
+	"GpuProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04ctid\x18\x02 \x01(\x05R\x04ctid\x12\x19\n" +
+	"\bused_mib\x18\x03 \x01(\x03R\ausedMib\";\n" +
+	"\vValueSource\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"e\n" +
 	"\vGpuSelector\x12\x16\n" +
 	"\x05index\x18\x01 \x01(\x05H\x00R\x05index\x12\x14\n" +
 	"\x04uuid\x18\x02 \x01(\tH\x00R\x04uuid\x12!\n" +
@@ -558,7 +927,12 @@ const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\x0e2 .phoenix.type.v1.DeviceNodeStateR\x05state\"8\n" +
 	"\fDeviceNumber\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05major\x18\x02 \x01(\x05R\x05major*\x9a\x01\n" +
+	"\x05major\x18\x02 \x01(\x05R\x05major*\x83\x01\n" +
+	"\rGpuCapability\x12\x1e\n" +
+	"\x1aGPU_CAPABILITY_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16GPU_CAPABILITY_COMPUTE\x10\x01\x12\x1b\n" +
+	"\x17GPU_CAPABILITY_GRAPHICS\x10\x02\x12\x19\n" +
+	"\x15GPU_CAPABILITY_FABRIC\x10\x03*\x9a\x01\n" +
 	"\tGpuDriver\x12\x1a\n" +
 	"\x16GPU_DRIVER_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fGPU_DRIVER_NONE\x10\x01\x12\x15\n" +
@@ -585,25 +959,34 @@ func file_phoenix_type_v1_gpu_proto_rawDescGZIP() []byte {
 	return file_phoenix_type_v1_gpu_proto_rawDescData
 }
 
-var file_phoenix_type_v1_gpu_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_phoenix_type_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_phoenix_type_v1_gpu_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_phoenix_type_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_phoenix_type_v1_gpu_proto_goTypes = []any{
-	(GpuDriver)(0),       // 0: phoenix.type.v1.GpuDriver
-	(DeviceNodeState)(0), // 1: phoenix.type.v1.DeviceNodeState
-	(*Gpu)(nil),          // 2: phoenix.type.v1.Gpu
-	(*GpuSelector)(nil),  // 3: phoenix.type.v1.GpuSelector
-	(*DeviceNode)(nil),   // 4: phoenix.type.v1.DeviceNode
-	(*DeviceNumber)(nil), // 5: phoenix.type.v1.DeviceNumber
+	(GpuCapability)(0),   // 0: phoenix.type.v1.GpuCapability
+	(GpuDriver)(0),       // 1: phoenix.type.v1.GpuDriver
+	(DeviceNodeState)(0), // 2: phoenix.type.v1.DeviceNodeState
+	(*Gpu)(nil),          // 3: phoenix.type.v1.Gpu
+	(*MigDevice)(nil),    // 4: phoenix.type.v1.MigDevice
+	(*GpuProcess)(nil),   // 5: phoenix.type.v1.GpuProcess
+	(*ValueSource)(nil),  // 6: phoenix.type.v1.ValueSource
+	(*GpuSelector)(nil),  // 7: phoenix.type.v1.GpuSelector
+	(*DeviceNode)(nil),   // 8: phoenix.type.v1.DeviceNode
+	(*DeviceNumber)(nil), // 9: phoenix.type.v1.DeviceNumber
 }
 var file_phoenix_type_v1_gpu_proto_depIdxs = []int32{
-	0, // 0: phoenix.type.v1.Gpu.driver:type_name -> phoenix.type.v1.GpuDriver
-	4, // 1: phoenix.type.v1.Gpu.device_nodes:type_name -> phoenix.type.v1.DeviceNode
-	1, // 2: phoenix.type.v1.DeviceNode.state:type_name -> phoenix.type.v1.DeviceNodeState
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	1, // 0: phoenix.type.v1.Gpu.driver:type_name -> phoenix.type.v1.GpuDriver
+	8, // 1: phoenix.type.v1.Gpu.device_nodes:type_name -> phoenix.type.v1.DeviceNode
+	4, // 2: phoenix.type.v1.Gpu.mig_devices:type_name -> phoenix.type.v1.MigDevice
+	8, // 3: phoenix.type.v1.Gpu.graphics_nodes:type_name -> phoenix.type.v1.DeviceNode
+	5, // 4: phoenix.type.v1.Gpu.processes:type_name -> phoenix.type.v1.GpuProcess
+	6, // 5: phoenix.type.v1.Gpu.sources:type_name -> phoenix.type.v1.ValueSource
+	8, // 6: phoenix.type.v1.MigDevice.device_nodes:type_name -> phoenix.type.v1.DeviceNode
+	2, // 7: phoenix.type.v1.DeviceNode.state:type_name -> phoenix.type.v1.DeviceNodeState
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_gpu_proto_init() }
@@ -612,7 +995,8 @@ func file_phoenix_type_v1_gpu_proto_init() {
 		return
 	}
 	file_phoenix_type_v1_gpu_proto_msgTypes[0].OneofWrappers = []any{}
-	file_phoenix_type_v1_gpu_proto_msgTypes[1].OneofWrappers = []any{
+	file_phoenix_type_v1_gpu_proto_msgTypes[1].OneofWrappers = []any{}
+	file_phoenix_type_v1_gpu_proto_msgTypes[4].OneofWrappers = []any{
 		(*GpuSelector_Index)(nil),
 		(*GpuSelector_Uuid)(nil),
 		(*GpuSelector_PciAddress)(nil),
@@ -622,8 +1006,8 @@ func file_phoenix_type_v1_gpu_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_type_v1_gpu_proto_rawDesc), len(file_phoenix_type_v1_gpu_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   4,
+			NumEnums:      3,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

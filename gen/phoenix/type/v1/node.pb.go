@@ -224,7 +224,9 @@ type NodeDevices struct {
 	// nvidia-modeset, by path, missing and stale ones included.
 	SharedNodes []*DeviceNode `protobuf:"bytes,6,rep,name=shared_nodes,json=sharedNodes,proto3" json:"shared_nodes,omitempty"`
 	// Output only. What is wrong with the node's devices: one sentence each.
-	Problems      []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Output only. The IMEX channels and capability nodes of an NVLink fabric, by path; none on a machine without one.
+	FabricNodes   []*DeviceNode `protobuf:"bytes,8,rep,name=fabric_nodes,json=fabricNodes,proto3" json:"fabric_nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,6 +310,13 @@ func (x *NodeDevices) GetProblems() []string {
 	return nil
 }
 
+func (x *NodeDevices) GetFabricNodes() []*DeviceNode {
+	if x != nil {
+		return x.FabricNodes
+	}
+	return nil
+}
+
 var File_phoenix_type_v1_node_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_node_proto_rawDesc = "" +
@@ -328,7 +337,7 @@ const file_phoenix_type_v1_node_proto_rawDesc = "" +
 	"\tNodeError\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xb3\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xf3\x02\n" +
 	"\vNodeDevices\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x04gpus\x18\x02 \x03(\v2\x14.phoenix.type.v1.GpuR\x04gpus\x12%\n" +
@@ -336,7 +345,8 @@ const file_phoenix_type_v1_node_proto_rawDesc = "" +
 	"\x12open_kernel_module\x18\x04 \x01(\bR\x10openKernelModule\x125\n" +
 	"\x06majors\x18\x05 \x03(\v2\x1d.phoenix.type.v1.DeviceNumberR\x06majors\x12>\n" +
 	"\fshared_nodes\x18\x06 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\vsharedNodes\x12\x1a\n" +
-	"\bproblems\x18\a \x03(\tR\bproblemsB-Z+phoenix.internal/gen/phoenix/type/v1;typev1b\x06proto3"
+	"\bproblems\x18\a \x03(\tR\bproblems\x12>\n" +
+	"\ffabric_nodes\x18\b \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\vfabricNodesB-Z+phoenix.internal/gen/phoenix/type/v1;typev1b\x06proto3"
 
 var (
 	file_phoenix_type_v1_node_proto_rawDescOnce sync.Once
@@ -365,11 +375,12 @@ var file_phoenix_type_v1_node_proto_depIdxs = []int32{
 	4, // 1: phoenix.type.v1.NodeDevices.gpus:type_name -> phoenix.type.v1.Gpu
 	5, // 2: phoenix.type.v1.NodeDevices.majors:type_name -> phoenix.type.v1.DeviceNumber
 	6, // 3: phoenix.type.v1.NodeDevices.shared_nodes:type_name -> phoenix.type.v1.DeviceNode
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 4: phoenix.type.v1.NodeDevices.fabric_nodes:type_name -> phoenix.type.v1.DeviceNode
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_node_proto_init() }
