@@ -36,6 +36,7 @@ type Inventory struct {
 	Majors           map[string]int // of character devices by their driver's name in /proc/devices; "nvidia" also where it is called nvidia-frontend
 	GPUs             []GPU          // in the order of their PCI addresses
 	Shared           []DeviceNode   // nvidia-modeset, nvidia-uvm, nvidia-uvm-tools, nvidiactl; none without driver and GPUs
+	Fabric           []DeviceNode   // IMEX channels and the fabric's capability nodes, by path; none on a machine without one
 	Problems         []string       // one sentence each
 }
 
@@ -50,7 +51,45 @@ type GPU struct {
 	Driver     string // the kernel's name of the driver: "nvidia", "vfio-pci", "nouveau", ...; "none" without
 	NUMANode   int    // -1: one node only, or unknown
 	Nodes      []DeviceNode
+
+	MIGEnabled  bool         // divided by MIG; that a GPU could be divided but is not, only NVML tells
+	MIG         []MIGDevice  // by instance
+	Graphics    []DeviceNode // DRM nodes of this card, by path; none without nvidia-drm
+	NVLinkPeers []string     // PCI addresses in their order; only NVML tells
+	Processes   []Process    // by PID; only NVML tells
+	// Sources tells where values come from, by the names of the fields of phoenix.type.v1.Gpu.
+	Sources map[string]string
 }
+
+// A MIGDevice is one compute instance of a GPU that is divided by MIG.
+type MIGDevice struct {
+	Index     int    // the M of nvidia-smi's "0:M"; -1: unknown
+	UUID      string // "MIG-" and a lower-case UUID; empty: unknown
+	Instance  Instance
+	Profile   string       // as "1g.10gb"; empty: unknown
+	MemoryMiB int64        // 0: unknown
+	Nodes     []DeviceNode // the capability nodes of the GPU instance and of the compute instance
+}
+
+// An Instance is the numbers of a MIG device on its GPU.
+type Instance struct {
+	GPU     int // of the GPU instance
+	Compute int // of the compute instance within that
+}
+
+// A Process is a process of the node that uses a GPU.
+type Process struct {
+	PID     int
+	UsedMiB int64 // 0: unknown
+}
+
+// The sources of values.
+const (
+	FromNVML  = "nvml"
+	FromProc  = "proc"
+	FromSysfs = "sysfs"
+	FromSMI   = "nvidia-smi"
+)
 
 // NVIDIA is the driver under which a container can use a GPU, and None stands for no driver.
 const (
