@@ -36,9 +36,12 @@ var mayImport = map[string][]string{
 	"agent/ctlock":      {},
 	"agent/confstore":   {"agent/pveconf"},
 	"agent/attach":      {},
+	"agent/statefile":   {},
+	"agent/xid":         {},
+	"agent/health":      {"agent/statefile", "agent/xid"},
 	"agent/probe":       {"agent/attach"},
 	"agent/transfer":    {"agent/attach"},
-	"agent/container":   {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf"},
+	"agent/container":   {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile"},
 	"controller/engine": {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
 }
 

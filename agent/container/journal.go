@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"phoenix.internal/agent/confstore"
+	"phoenix.internal/agent/statefile"
 )
 
 // An intent says that a running container is about to be stopped in order to start it again.
@@ -134,28 +135,7 @@ func (m *Manager) record(kind string, ctid int32) string {
 
 // save writes a record so that it survives a crash right after.
 func (m *Manager) save(kind string, ctid int32, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	path := m.record(kind, ctid)
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return &StateError{Path: m.StateDir, Err: err}
-	}
-	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return &StateError{Path: m.StateDir, Err: err}
-	}
-	_, err = tmp.Write(b)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
+	if err := statefile.Save(m.record(kind, ctid), v); err != nil {
 		return &StateError{Path: m.StateDir, Err: err}
 	}
 	return nil
@@ -167,12 +147,4 @@ func (m *Manager) drop(kind string, ctid int32) error {
 		return &StateError{Path: m.StateDir, Err: err}
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
