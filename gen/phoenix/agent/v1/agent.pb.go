@@ -690,6 +690,98 @@ func (x *PrepareDevicesResponse) GetNodes() []*v1.DeviceNode {
 	return nil
 }
 
+// AcknowledgeGpuErrorsRequest asks for AcknowledgeGpuErrors.
+type AcknowledgeGpuErrorsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. The GPU, as a whole.
+	Gpu           *v1.GpuSelector `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeGpuErrorsRequest) Reset() {
+	*x = AcknowledgeGpuErrorsRequest{}
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeGpuErrorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeGpuErrorsRequest) ProtoMessage() {}
+
+func (x *AcknowledgeGpuErrorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeGpuErrorsRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeGpuErrorsRequest) Descriptor() ([]byte, []int) {
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AcknowledgeGpuErrorsRequest) GetGpu() *v1.GpuSelector {
+	if x != nil {
+		return x.Gpu
+	}
+	return nil
+}
+
+// AcknowledgeGpuErrorsResponse tells what was forgotten.
+type AcknowledgeGpuErrorsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. How many kinds of errors were forgotten.
+	Forgotten     int32 `protobuf:"varint,1,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeGpuErrorsResponse) Reset() {
+	*x = AcknowledgeGpuErrorsResponse{}
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeGpuErrorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeGpuErrorsResponse) ProtoMessage() {}
+
+func (x *AcknowledgeGpuErrorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeGpuErrorsResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeGpuErrorsResponse) Descriptor() ([]byte, []int) {
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AcknowledgeGpuErrorsResponse) GetForgotten() int32 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
 // ListContainersRequest is the request of ListContainers.
 type ListContainersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -699,7 +791,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +803,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +816,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 // ListContainersResponse is the answer of ListContainers.
@@ -741,7 +833,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +845,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +858,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListContainersResponse) GetContainers() []*v1.Container {
@@ -797,7 +889,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +901,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +914,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetContainerRequest) GetCtid() int32 {
@@ -864,7 +956,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +968,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +981,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetContainerResponse) GetContainer() *v1.Container {
@@ -958,7 +1050,7 @@ type PatchConfRequest struct {
 
 func (x *PatchConfRequest) Reset() {
 	*x = PatchConfRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1062,7 @@ func (x *PatchConfRequest) String() string {
 func (*PatchConfRequest) ProtoMessage() {}
 
 func (x *PatchConfRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1075,7 @@ func (x *PatchConfRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchConfRequest.ProtoReflect.Descriptor instead.
 func (*PatchConfRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PatchConfRequest) GetCtid() int32 {
@@ -1047,7 +1139,7 @@ type ConfOperation struct {
 
 func (x *ConfOperation) Reset() {
 	*x = ConfOperation{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1151,7 @@ func (x *ConfOperation) String() string {
 func (*ConfOperation) ProtoMessage() {}
 
 func (x *ConfOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1164,7 @@ func (x *ConfOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfOperation.ProtoReflect.Descriptor instead.
 func (*ConfOperation) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ConfOperation) GetOperation() isConfOperation_Operation {
@@ -1171,7 +1263,7 @@ type SetPassthrough struct {
 
 func (x *SetPassthrough) Reset() {
 	*x = SetPassthrough{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1275,7 @@ func (x *SetPassthrough) String() string {
 func (*SetPassthrough) ProtoMessage() {}
 
 func (x *SetPassthrough) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1288,7 @@ func (x *SetPassthrough) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPassthrough.ProtoReflect.Descriptor instead.
 func (*SetPassthrough) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetPassthrough) GetGpus() []*v1.GpuSelector {
@@ -1241,7 +1333,7 @@ type SetProperty struct {
 
 func (x *SetProperty) Reset() {
 	*x = SetProperty{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1345,7 @@ func (x *SetProperty) String() string {
 func (*SetProperty) ProtoMessage() {}
 
 func (x *SetProperty) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1358,7 @@ func (x *SetProperty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetProperty.ProtoReflect.Descriptor instead.
 func (*SetProperty) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetProperty) GetKey() string {
@@ -1294,7 +1386,7 @@ type UnsetProperty struct {
 
 func (x *UnsetProperty) Reset() {
 	*x = UnsetProperty{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1398,7 @@ func (x *UnsetProperty) String() string {
 func (*UnsetProperty) ProtoMessage() {}
 
 func (x *UnsetProperty) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1411,7 @@ func (x *UnsetProperty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsetProperty.ProtoReflect.Descriptor instead.
 func (*UnsetProperty) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UnsetProperty) GetKey() string {
@@ -1344,7 +1436,7 @@ type SetLxcOption struct {
 
 func (x *SetLxcOption) Reset() {
 	*x = SetLxcOption{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1448,7 @@ func (x *SetLxcOption) String() string {
 func (*SetLxcOption) ProtoMessage() {}
 
 func (x *SetLxcOption) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1461,7 @@ func (x *SetLxcOption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLxcOption.ProtoReflect.Descriptor instead.
 func (*SetLxcOption) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetLxcOption) GetKey() string {
@@ -1405,7 +1497,7 @@ type PatchConfResponse struct {
 
 func (x *PatchConfResponse) Reset() {
 	*x = PatchConfResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1509,7 @@ func (x *PatchConfResponse) String() string {
 func (*PatchConfResponse) ProtoMessage() {}
 
 func (x *PatchConfResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1522,7 @@ func (x *PatchConfResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchConfResponse.ProtoReflect.Descriptor instead.
 func (*PatchConfResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PatchConfResponse) GetChanged() bool {
@@ -1479,7 +1571,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1583,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1596,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRevisionsRequest) GetCtid() int32 {
@@ -1525,7 +1617,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1629,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1642,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*v1.Revision {
@@ -1573,7 +1665,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1677,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1690,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetRevisionRequest) GetCtid() int32 {
@@ -1628,7 +1720,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1732,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1745,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetRevisionResponse) GetRevision() *v1.Revision {
@@ -1691,7 +1783,7 @@ type RestoreRevisionRequest struct {
 
 func (x *RestoreRevisionRequest) Reset() {
 	*x = RestoreRevisionRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1795,7 @@ func (x *RestoreRevisionRequest) String() string {
 func (*RestoreRevisionRequest) ProtoMessage() {}
 
 func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1808,7 @@ func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreRevisionRequest) GetCtid() int32 {
@@ -1776,7 +1868,7 @@ type RestoreRevisionResponse struct {
 
 func (x *RestoreRevisionResponse) Reset() {
 	*x = RestoreRevisionResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1880,7 @@ func (x *RestoreRevisionResponse) String() string {
 func (*RestoreRevisionResponse) ProtoMessage() {}
 
 func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1893,7 @@ func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionResponse.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestoreRevisionResponse) GetBefore() []byte {
@@ -1848,7 +1940,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1952,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +1965,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RestartRequest) GetCtid() int32 {
@@ -1929,7 +2021,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2033,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2046,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RestartResponse) GetProgress() *v1.RestartProgress {
@@ -1978,7 +2070,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2082,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2095,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProbeRequest) GetCtid() int32 {
@@ -2034,7 +2126,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2138,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2151,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProbeResponse) GetResults() []*v1.ProbeResult {
@@ -2087,7 +2179,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2191,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2204,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExecRequest) GetInput() *v1.ExecInput {
@@ -2133,7 +2225,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2237,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_phoenix_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2250,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ExecOutput {
@@ -2200,7 +2292,11 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\fcapabilities\x18\x02 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\"p\n" +
 	"\x16PrepareDevicesResponse\x12#\n" +
 	"\rcreated_paths\x18\x01 \x03(\tR\fcreatedPaths\x121\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\x05nodes\"\x17\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\x05nodes\"M\n" +
+	"\x1bAcknowledgeGpuErrorsRequest\x12.\n" +
+	"\x03gpu\x18\x01 \x01(\v2\x1c.phoenix.type.v1.GpuSelectorR\x03gpu\"<\n" +
+	"\x1cAcknowledgeGpuErrorsResponse\x12\x1c\n" +
+	"\tforgotten\x18\x01 \x01(\x05R\tforgotten\"\x17\n" +
 	"\x15ListContainersRequest\"k\n" +
 	"\x16ListContainersResponse\x12:\n" +
 	"\n" +
@@ -2315,10 +2411,11 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\x1dDEVICE_CHANGE_KIND_NODE_FOUND\x10\v2\xbb\x01\n" +
 	"\vNodeService\x12N\n" +
 	"\aGetNode\x12 .phoenix.agent.v1.GetNodeRequest\x1a!.phoenix.agent.v1.GetNodeResponse\x12\\\n" +
-	"\vWatchEvents\x12$.phoenix.agent.v1.WatchEventsRequest\x1a%.phoenix.agent.v1.WatchEventsResponse0\x012\xd0\x01\n" +
+	"\vWatchEvents\x12$.phoenix.agent.v1.WatchEventsRequest\x1a%.phoenix.agent.v1.WatchEventsResponse0\x012\xc7\x02\n" +
 	"\rDeviceService\x12Z\n" +
 	"\vListDevices\x12$.phoenix.agent.v1.ListDevicesRequest\x1a%.phoenix.agent.v1.ListDevicesResponse\x12c\n" +
-	"\x0ePrepareDevices\x12'.phoenix.agent.v1.PrepareDevicesRequest\x1a(.phoenix.agent.v1.PrepareDevicesResponse2\xee\x05\n" +
+	"\x0ePrepareDevices\x12'.phoenix.agent.v1.PrepareDevicesRequest\x1a(.phoenix.agent.v1.PrepareDevicesResponse\x12u\n" +
+	"\x14AcknowledgeGpuErrors\x12-.phoenix.agent.v1.AcknowledgeGpuErrorsRequest\x1a..phoenix.agent.v1.AcknowledgeGpuErrorsResponse2\xee\x05\n" +
 	"\x10ContainerService\x12c\n" +
 	"\x0eListContainers\x12'.phoenix.agent.v1.ListContainersRequest\x1a(.phoenix.agent.v1.ListContainersResponse\x12]\n" +
 	"\fGetContainer\x12%.phoenix.agent.v1.GetContainerRequest\x1a&.phoenix.agent.v1.GetContainerResponse\x12T\n" +
@@ -2344,121 +2441,126 @@ func file_phoenix_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_phoenix_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_phoenix_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_phoenix_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_phoenix_agent_v1_agent_proto_goTypes = []any{
-	(DeviceChangeKind)(0),           // 0: phoenix.agent.v1.DeviceChangeKind
-	(*GetNodeRequest)(nil),          // 1: phoenix.agent.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 2: phoenix.agent.v1.GetNodeResponse
-	(*WatchEventsRequest)(nil),      // 3: phoenix.agent.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 4: phoenix.agent.v1.WatchEventsResponse
-	(*DeviceChange)(nil),            // 5: phoenix.agent.v1.DeviceChange
-	(*Synced)(nil),                  // 6: phoenix.agent.v1.Synced
-	(*ListDevicesRequest)(nil),      // 7: phoenix.agent.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),     // 8: phoenix.agent.v1.ListDevicesResponse
-	(*PrepareDevicesRequest)(nil),   // 9: phoenix.agent.v1.PrepareDevicesRequest
-	(*PrepareDevicesResponse)(nil),  // 10: phoenix.agent.v1.PrepareDevicesResponse
-	(*ListContainersRequest)(nil),   // 11: phoenix.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 12: phoenix.agent.v1.ListContainersResponse
-	(*GetContainerRequest)(nil),     // 13: phoenix.agent.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),    // 14: phoenix.agent.v1.GetContainerResponse
-	(*PatchConfRequest)(nil),        // 15: phoenix.agent.v1.PatchConfRequest
-	(*ConfOperation)(nil),           // 16: phoenix.agent.v1.ConfOperation
-	(*SetPassthrough)(nil),          // 17: phoenix.agent.v1.SetPassthrough
-	(*SetProperty)(nil),             // 18: phoenix.agent.v1.SetProperty
-	(*UnsetProperty)(nil),           // 19: phoenix.agent.v1.UnsetProperty
-	(*SetLxcOption)(nil),            // 20: phoenix.agent.v1.SetLxcOption
-	(*PatchConfResponse)(nil),       // 21: phoenix.agent.v1.PatchConfResponse
-	(*ListRevisionsRequest)(nil),    // 22: phoenix.agent.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),   // 23: phoenix.agent.v1.ListRevisionsResponse
-	(*GetRevisionRequest)(nil),      // 24: phoenix.agent.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),     // 25: phoenix.agent.v1.GetRevisionResponse
-	(*RestoreRevisionRequest)(nil),  // 26: phoenix.agent.v1.RestoreRevisionRequest
-	(*RestoreRevisionResponse)(nil), // 27: phoenix.agent.v1.RestoreRevisionResponse
-	(*RestartRequest)(nil),          // 28: phoenix.agent.v1.RestartRequest
-	(*RestartResponse)(nil),         // 29: phoenix.agent.v1.RestartResponse
-	(*ProbeRequest)(nil),            // 30: phoenix.agent.v1.ProbeRequest
-	(*ProbeResponse)(nil),           // 31: phoenix.agent.v1.ProbeResponse
-	(*ExecRequest)(nil),             // 32: phoenix.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 33: phoenix.agent.v1.ExecResponse
-	(*v1.Node)(nil),                 // 34: phoenix.type.v1.Node
-	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
-	(*v1.Container)(nil),            // 36: phoenix.type.v1.Container
-	(*v1.NodeDevices)(nil),          // 37: phoenix.type.v1.NodeDevices
-	(*v1.GpuSelector)(nil),          // 38: phoenix.type.v1.GpuSelector
-	(v1.GpuCapability)(0),           // 39: phoenix.type.v1.GpuCapability
-	(*v1.DeviceNode)(nil),           // 40: phoenix.type.v1.DeviceNode
-	(*v1.ConfEntry)(nil),            // 41: phoenix.type.v1.ConfEntry
-	(v1.PassthroughMode)(0),         // 42: phoenix.type.v1.PassthroughMode
-	(*v1.Revision)(nil),             // 43: phoenix.type.v1.Revision
-	(*durationpb.Duration)(nil),     // 44: google.protobuf.Duration
-	(*v1.RestartProgress)(nil),      // 45: phoenix.type.v1.RestartProgress
-	(*v1.ProbeResult)(nil),          // 46: phoenix.type.v1.ProbeResult
-	(*v1.ExecInput)(nil),            // 47: phoenix.type.v1.ExecInput
-	(*v1.ExecOutput)(nil),           // 48: phoenix.type.v1.ExecOutput
+	(DeviceChangeKind)(0),                // 0: phoenix.agent.v1.DeviceChangeKind
+	(*GetNodeRequest)(nil),               // 1: phoenix.agent.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),              // 2: phoenix.agent.v1.GetNodeResponse
+	(*WatchEventsRequest)(nil),           // 3: phoenix.agent.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),          // 4: phoenix.agent.v1.WatchEventsResponse
+	(*DeviceChange)(nil),                 // 5: phoenix.agent.v1.DeviceChange
+	(*Synced)(nil),                       // 6: phoenix.agent.v1.Synced
+	(*ListDevicesRequest)(nil),           // 7: phoenix.agent.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),          // 8: phoenix.agent.v1.ListDevicesResponse
+	(*PrepareDevicesRequest)(nil),        // 9: phoenix.agent.v1.PrepareDevicesRequest
+	(*PrepareDevicesResponse)(nil),       // 10: phoenix.agent.v1.PrepareDevicesResponse
+	(*AcknowledgeGpuErrorsRequest)(nil),  // 11: phoenix.agent.v1.AcknowledgeGpuErrorsRequest
+	(*AcknowledgeGpuErrorsResponse)(nil), // 12: phoenix.agent.v1.AcknowledgeGpuErrorsResponse
+	(*ListContainersRequest)(nil),        // 13: phoenix.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),       // 14: phoenix.agent.v1.ListContainersResponse
+	(*GetContainerRequest)(nil),          // 15: phoenix.agent.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),         // 16: phoenix.agent.v1.GetContainerResponse
+	(*PatchConfRequest)(nil),             // 17: phoenix.agent.v1.PatchConfRequest
+	(*ConfOperation)(nil),                // 18: phoenix.agent.v1.ConfOperation
+	(*SetPassthrough)(nil),               // 19: phoenix.agent.v1.SetPassthrough
+	(*SetProperty)(nil),                  // 20: phoenix.agent.v1.SetProperty
+	(*UnsetProperty)(nil),                // 21: phoenix.agent.v1.UnsetProperty
+	(*SetLxcOption)(nil),                 // 22: phoenix.agent.v1.SetLxcOption
+	(*PatchConfResponse)(nil),            // 23: phoenix.agent.v1.PatchConfResponse
+	(*ListRevisionsRequest)(nil),         // 24: phoenix.agent.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),        // 25: phoenix.agent.v1.ListRevisionsResponse
+	(*GetRevisionRequest)(nil),           // 26: phoenix.agent.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),          // 27: phoenix.agent.v1.GetRevisionResponse
+	(*RestoreRevisionRequest)(nil),       // 28: phoenix.agent.v1.RestoreRevisionRequest
+	(*RestoreRevisionResponse)(nil),      // 29: phoenix.agent.v1.RestoreRevisionResponse
+	(*RestartRequest)(nil),               // 30: phoenix.agent.v1.RestartRequest
+	(*RestartResponse)(nil),              // 31: phoenix.agent.v1.RestartResponse
+	(*ProbeRequest)(nil),                 // 32: phoenix.agent.v1.ProbeRequest
+	(*ProbeResponse)(nil),                // 33: phoenix.agent.v1.ProbeResponse
+	(*ExecRequest)(nil),                  // 34: phoenix.agent.v1.ExecRequest
+	(*ExecResponse)(nil),                 // 35: phoenix.agent.v1.ExecResponse
+	(*v1.Node)(nil),                      // 36: phoenix.type.v1.Node
+	(*timestamppb.Timestamp)(nil),        // 37: google.protobuf.Timestamp
+	(*v1.Container)(nil),                 // 38: phoenix.type.v1.Container
+	(*v1.NodeDevices)(nil),               // 39: phoenix.type.v1.NodeDevices
+	(*v1.GpuSelector)(nil),               // 40: phoenix.type.v1.GpuSelector
+	(v1.GpuCapability)(0),                // 41: phoenix.type.v1.GpuCapability
+	(*v1.DeviceNode)(nil),                // 42: phoenix.type.v1.DeviceNode
+	(*v1.ConfEntry)(nil),                 // 43: phoenix.type.v1.ConfEntry
+	(v1.PassthroughMode)(0),              // 44: phoenix.type.v1.PassthroughMode
+	(*v1.Revision)(nil),                  // 45: phoenix.type.v1.Revision
+	(*durationpb.Duration)(nil),          // 46: google.protobuf.Duration
+	(*v1.RestartProgress)(nil),           // 47: phoenix.type.v1.RestartProgress
+	(*v1.ProbeResult)(nil),               // 48: phoenix.type.v1.ProbeResult
+	(*v1.ExecInput)(nil),                 // 49: phoenix.type.v1.ExecInput
+	(*v1.ExecOutput)(nil),                // 50: phoenix.type.v1.ExecOutput
 }
 var file_phoenix_agent_v1_agent_proto_depIdxs = []int32{
-	34, // 0: phoenix.agent.v1.GetNodeResponse.node:type_name -> phoenix.type.v1.Node
-	35, // 1: phoenix.agent.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	36, // 2: phoenix.agent.v1.WatchEventsResponse.container:type_name -> phoenix.type.v1.Container
-	37, // 3: phoenix.agent.v1.WatchEventsResponse.devices:type_name -> phoenix.type.v1.NodeDevices
+	36, // 0: phoenix.agent.v1.GetNodeResponse.node:type_name -> phoenix.type.v1.Node
+	37, // 1: phoenix.agent.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	38, // 2: phoenix.agent.v1.WatchEventsResponse.container:type_name -> phoenix.type.v1.Container
+	39, // 3: phoenix.agent.v1.WatchEventsResponse.devices:type_name -> phoenix.type.v1.NodeDevices
 	6,  // 4: phoenix.agent.v1.WatchEventsResponse.synced:type_name -> phoenix.agent.v1.Synced
 	5,  // 5: phoenix.agent.v1.WatchEventsResponse.device_change:type_name -> phoenix.agent.v1.DeviceChange
 	0,  // 6: phoenix.agent.v1.DeviceChange.kind:type_name -> phoenix.agent.v1.DeviceChangeKind
-	37, // 7: phoenix.agent.v1.ListDevicesResponse.devices:type_name -> phoenix.type.v1.NodeDevices
-	38, // 8: phoenix.agent.v1.PrepareDevicesRequest.gpus:type_name -> phoenix.type.v1.GpuSelector
-	39, // 9: phoenix.agent.v1.PrepareDevicesRequest.capabilities:type_name -> phoenix.type.v1.GpuCapability
-	40, // 10: phoenix.agent.v1.PrepareDevicesResponse.nodes:type_name -> phoenix.type.v1.DeviceNode
-	36, // 11: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	36, // 12: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	41, // 13: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	41, // 14: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	41, // 15: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	16, // 16: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
-	17, // 17: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
-	18, // 18: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
-	19, // 19: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
-	20, // 20: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
-	38, // 21: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
-	42, // 22: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
-	39, // 23: phoenix.agent.v1.SetPassthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
-	43, // 24: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	43, // 25: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	44, // 26: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	45, // 27: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	46, // 28: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	47, // 29: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	48, // 30: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	1,  // 31: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
-	3,  // 32: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
-	7,  // 33: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
-	9,  // 34: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
-	11, // 35: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
-	13, // 36: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
-	15, // 37: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
-	22, // 38: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
-	24, // 39: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
-	26, // 40: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
-	28, // 41: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
-	30, // 42: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
-	32, // 43: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
-	2,  // 44: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
-	4,  // 45: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
-	8,  // 46: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
-	10, // 47: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
-	12, // 48: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
-	14, // 49: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
-	21, // 50: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
-	23, // 51: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
-	25, // 52: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
-	27, // 53: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
-	29, // 54: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
-	31, // 55: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
-	33, // 56: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
-	44, // [44:57] is the sub-list for method output_type
-	31, // [31:44] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	39, // 7: phoenix.agent.v1.ListDevicesResponse.devices:type_name -> phoenix.type.v1.NodeDevices
+	40, // 8: phoenix.agent.v1.PrepareDevicesRequest.gpus:type_name -> phoenix.type.v1.GpuSelector
+	41, // 9: phoenix.agent.v1.PrepareDevicesRequest.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	42, // 10: phoenix.agent.v1.PrepareDevicesResponse.nodes:type_name -> phoenix.type.v1.DeviceNode
+	40, // 11: phoenix.agent.v1.AcknowledgeGpuErrorsRequest.gpu:type_name -> phoenix.type.v1.GpuSelector
+	38, // 12: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	38, // 13: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	43, // 14: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	43, // 15: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	43, // 16: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	18, // 17: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
+	19, // 18: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
+	20, // 19: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
+	21, // 20: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
+	22, // 21: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
+	40, // 22: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
+	44, // 23: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
+	41, // 24: phoenix.agent.v1.SetPassthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	45, // 25: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	45, // 26: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	46, // 27: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	47, // 28: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	48, // 29: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	49, // 30: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	50, // 31: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	1,  // 32: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
+	3,  // 33: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
+	7,  // 34: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
+	9,  // 35: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
+	11, // 36: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:input_type -> phoenix.agent.v1.AcknowledgeGpuErrorsRequest
+	13, // 37: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
+	15, // 38: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
+	17, // 39: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
+	24, // 40: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
+	26, // 41: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
+	28, // 42: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
+	30, // 43: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
+	32, // 44: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
+	34, // 45: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
+	2,  // 46: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
+	4,  // 47: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
+	8,  // 48: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
+	10, // 49: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
+	12, // 50: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:output_type -> phoenix.agent.v1.AcknowledgeGpuErrorsResponse
+	14, // 51: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
+	16, // 52: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
+	23, // 53: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
+	25, // 54: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
+	27, // 55: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
+	29, // 56: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
+	31, // 57: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
+	33, // 58: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
+	35, // 59: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
+	46, // [46:60] is the sub-list for method output_type
+	32, // [32:46] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_agent_v1_agent_proto_init() }
@@ -2473,7 +2575,7 @@ func file_phoenix_agent_v1_agent_proto_init() {
 		(*WatchEventsResponse_Synced)(nil),
 		(*WatchEventsResponse_DeviceChange)(nil),
 	}
-	file_phoenix_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
+	file_phoenix_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*ConfOperation_SetPassthrough)(nil),
 		(*ConfOperation_SetProperty)(nil),
 		(*ConfOperation_UnsetProperty)(nil),
@@ -2485,7 +2587,7 @@ func file_phoenix_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_agent_v1_agent_proto_rawDesc), len(file_phoenix_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -192,8 +192,9 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	DeviceService_ListDevices_FullMethodName    = "/phoenix.agent.v1.DeviceService/ListDevices"
-	DeviceService_PrepareDevices_FullMethodName = "/phoenix.agent.v1.DeviceService/PrepareDevices"
+	DeviceService_ListDevices_FullMethodName          = "/phoenix.agent.v1.DeviceService/ListDevices"
+	DeviceService_PrepareDevices_FullMethodName       = "/phoenix.agent.v1.DeviceService/PrepareDevices"
+	DeviceService_AcknowledgeGpuErrors_FullMethodName = "/phoenix.agent.v1.DeviceService/AcknowledgeGpuErrors"
 )
 
 // DeviceServiceClient is the client API for DeviceService service.
@@ -213,6 +214,11 @@ type DeviceServiceClient interface {
 	//
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(ctx context.Context, in *PrepareDevicesRequest, opts ...grpc.CallOption) (*PrepareDevicesResponse, error)
+	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work,
+	// until the kernel's log tells of another one. A GPU without errors is left as it is.
+	//
+	// Fails with GPU_NOT_FOUND.
+	AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error)
 }
 
 type deviceServiceClient struct {
@@ -243,6 +249,16 @@ func (c *deviceServiceClient) PrepareDevices(ctx context.Context, in *PrepareDev
 	return out, nil
 }
 
+func (c *deviceServiceClient) AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeGpuErrorsResponse)
+	err := c.cc.Invoke(ctx, DeviceService_AcknowledgeGpuErrors_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DeviceServiceServer is the server API for DeviceService service.
 // All implementations must embed UnimplementedDeviceServiceServer
 // for forward compatibility.
@@ -260,6 +276,11 @@ type DeviceServiceServer interface {
 	//
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(context.Context, *PrepareDevicesRequest) (*PrepareDevicesResponse, error)
+	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work,
+	// until the kernel's log tells of another one. A GPU without errors is left as it is.
+	//
+	// Fails with GPU_NOT_FOUND.
+	AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error)
 	mustEmbedUnimplementedDeviceServiceServer()
 }
 
@@ -275,6 +296,9 @@ func (UnimplementedDeviceServiceServer) ListDevices(context.Context, *ListDevice
 }
 func (UnimplementedDeviceServiceServer) PrepareDevices(context.Context, *PrepareDevicesRequest) (*PrepareDevicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PrepareDevices not implemented")
+}
+func (UnimplementedDeviceServiceServer) AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeGpuErrors not implemented")
 }
 func (UnimplementedDeviceServiceServer) mustEmbedUnimplementedDeviceServiceServer() {}
 func (UnimplementedDeviceServiceServer) testEmbeddedByValue()                       {}
@@ -333,6 +357,24 @@ func _DeviceService_PrepareDevices_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DeviceService_AcknowledgeGpuErrors_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeGpuErrorsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).AcknowledgeGpuErrors(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_AcknowledgeGpuErrors_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).AcknowledgeGpuErrors(ctx, req.(*AcknowledgeGpuErrorsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // DeviceService_ServiceDesc is the grpc.ServiceDesc for DeviceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -347,6 +389,10 @@ var DeviceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PrepareDevices",
 			Handler:    _DeviceService_PrepareDevices_Handler,
+		},
+		{
+			MethodName: "AcknowledgeGpuErrors",
+			Handler:    _DeviceService_AcknowledgeGpuErrors_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -2595,6 +2595,107 @@ func (x *ListDevicesResponse) GetUnreachable() []*v1.NodeError {
 	return nil
 }
 
+// AcknowledgeGpuErrorsRequest asks for AcknowledgeGpuErrors.
+type AcknowledgeGpuErrorsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the node.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Required. The GPU, as a whole.
+	Gpu           *v1.GpuSelector `protobuf:"bytes,2,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeGpuErrorsRequest) Reset() {
+	*x = AcknowledgeGpuErrorsRequest{}
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeGpuErrorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeGpuErrorsRequest) ProtoMessage() {}
+
+func (x *AcknowledgeGpuErrorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeGpuErrorsRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeGpuErrorsRequest) Descriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AcknowledgeGpuErrorsRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AcknowledgeGpuErrorsRequest) GetGpu() *v1.GpuSelector {
+	if x != nil {
+		return x.Gpu
+	}
+	return nil
+}
+
+// AcknowledgeGpuErrorsResponse tells what was forgotten.
+type AcknowledgeGpuErrorsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. How many kinds of errors were forgotten.
+	Forgotten     int32 `protobuf:"varint,1,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeGpuErrorsResponse) Reset() {
+	*x = AcknowledgeGpuErrorsResponse{}
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeGpuErrorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeGpuErrorsResponse) ProtoMessage() {}
+
+func (x *AcknowledgeGpuErrorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeGpuErrorsResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeGpuErrorsResponse) Descriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AcknowledgeGpuErrorsResponse) GetForgotten() int32 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
 // ListContainersRequest is the request of ListContainers.
 type ListContainersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2606,7 +2707,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2719,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2732,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListContainersRequest) GetNode() string {
@@ -2654,7 +2755,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2767,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2780,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListContainersResponse) GetContainers() []*v1.Container {
@@ -2709,7 +2810,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2822,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2835,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetContainerRequest) GetCtid() int32 {
@@ -2776,7 +2877,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +2889,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +2902,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetContainerResponse) GetContainer() *v1.Container {
@@ -2857,7 +2958,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +2970,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +2983,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRevisionsRequest) GetCtid() int32 {
@@ -2903,7 +3004,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3016,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3029,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*v1.Revision {
@@ -2951,7 +3052,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3064,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3077,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetRevisionRequest) GetCtid() int32 {
@@ -3006,7 +3107,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3119,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3132,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetRevisionResponse) GetRevision() *v1.Revision {
@@ -3065,7 +3166,7 @@ type RestoreRevisionRequest struct {
 
 func (x *RestoreRevisionRequest) Reset() {
 	*x = RestoreRevisionRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3178,7 @@ func (x *RestoreRevisionRequest) String() string {
 func (*RestoreRevisionRequest) ProtoMessage() {}
 
 func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3191,7 @@ func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RestoreRevisionRequest) GetCtid() int32 {
@@ -3136,7 +3237,7 @@ type RestoreRevisionResponse struct {
 
 func (x *RestoreRevisionResponse) Reset() {
 	*x = RestoreRevisionResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3249,7 @@ func (x *RestoreRevisionResponse) String() string {
 func (*RestoreRevisionResponse) ProtoMessage() {}
 
 func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3262,7 @@ func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionResponse.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RestoreRevisionResponse) GetBefore() []byte {
@@ -3201,7 +3302,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +3314,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +3327,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RestartRequest) GetCtid() int32 {
@@ -3261,7 +3362,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3374,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3387,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RestartResponse) GetProgress() *v1.RestartProgress {
@@ -3307,7 +3408,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3420,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3433,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProbeRequest) GetCtid() int32 {
@@ -3356,7 +3457,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3469,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3482,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{45}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProbeResponse) GetResults() []*v1.ProbeResult {
@@ -3409,7 +3510,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3522,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3535,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{46}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExecRequest) GetInput() *v1.ExecInput {
@@ -3455,7 +3556,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3568,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3581,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{47}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ExecOutput {
@@ -3494,7 +3595,7 @@ var File_phoenix_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
+	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x19phoenix/type/v1/gpu.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
 	"\aFinding\x12;\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1f.phoenix.controller.v1.SeverityR\bseverity\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
@@ -3654,7 +3755,12 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x87\x01\n" +
 	"\x13ListDevicesResponse\x122\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1c.phoenix.type.v1.NodeDevicesR\x05nodes\x12<\n" +
-	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\"+\n" +
+	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\"a\n" +
+	"\x1bAcknowledgeGpuErrorsRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
+	"\x03gpu\x18\x02 \x01(\v2\x1c.phoenix.type.v1.GpuSelectorR\x03gpu\"<\n" +
+	"\x1cAcknowledgeGpuErrorsResponse\x12\x1c\n" +
+	"\tforgotten\x18\x01 \x01(\x05R\tforgotten\"+\n" +
 	"\x15ListContainersRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x92\x01\n" +
 	"\x16ListContainersResponse\x12:\n" +
@@ -3753,10 +3859,11 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\bListRuns\x12&.phoenix.controller.v1.ListRunsRequest\x1a'.phoenix.controller.v1.ListRunsResponse\x12U\n" +
 	"\x06GetRun\x12$.phoenix.controller.v1.GetRunRequest\x1a%.phoenix.controller.v1.GetRunResponse\x12]\n" +
 	"\bWatchRun\x12&.phoenix.controller.v1.WatchRunRequest\x1a'.phoenix.controller.v1.WatchRunResponse0\x01\x12^\n" +
-	"\tCancelRun\x12'.phoenix.controller.v1.CancelRunRequest\x1a(.phoenix.controller.v1.CancelRunResponse2\xd3\x01\n" +
+	"\tCancelRun\x12'.phoenix.controller.v1.CancelRunRequest\x1a(.phoenix.controller.v1.CancelRunResponse2\xd4\x02\n" +
 	"\vNodeService\x12^\n" +
 	"\tListNodes\x12'.phoenix.controller.v1.ListNodesRequest\x1a(.phoenix.controller.v1.ListNodesResponse\x12d\n" +
-	"\vListDevices\x12).phoenix.controller.v1.ListDevicesRequest\x1a*.phoenix.controller.v1.ListDevicesResponse2\xb3\x06\n" +
+	"\vListDevices\x12).phoenix.controller.v1.ListDevicesRequest\x1a*.phoenix.controller.v1.ListDevicesResponse\x12\x7f\n" +
+	"\x14AcknowledgeGpuErrors\x122.phoenix.controller.v1.AcknowledgeGpuErrorsRequest\x1a3.phoenix.controller.v1.AcknowledgeGpuErrorsResponse2\xb3\x06\n" +
 	"\x10ContainerService\x12m\n" +
 	"\x0eListContainers\x12,.phoenix.controller.v1.ListContainersRequest\x1a-.phoenix.controller.v1.ListContainersResponse\x12g\n" +
 	"\fGetContainer\x12*.phoenix.controller.v1.GetContainerRequest\x1a+.phoenix.controller.v1.GetContainerResponse\x12j\n" +
@@ -3780,74 +3887,77 @@ func file_phoenix_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_phoenix_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_phoenix_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_phoenix_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_phoenix_controller_v1_controller_proto_goTypes = []any{
-	(Severity)(0),                   // 0: phoenix.controller.v1.Severity
-	(SyncState)(0),                  // 1: phoenix.controller.v1.SyncState
-	(StepKind)(0),                   // 2: phoenix.controller.v1.StepKind
-	(RunState)(0),                   // 3: phoenix.controller.v1.RunState
-	(StepState)(0),                  // 4: phoenix.controller.v1.StepState
-	(*Finding)(nil),                 // 5: phoenix.controller.v1.Finding
-	(*ValidateFleetRequest)(nil),    // 6: phoenix.controller.v1.ValidateFleetRequest
-	(*ValidateFleetResponse)(nil),   // 7: phoenix.controller.v1.ValidateFleetResponse
-	(*GetFleetRequest)(nil),         // 8: phoenix.controller.v1.GetFleetRequest
-	(*GetFleetResponse)(nil),        // 9: phoenix.controller.v1.GetFleetResponse
-	(*FleetContainer)(nil),          // 10: phoenix.controller.v1.FleetContainer
-	(*GetStatusRequest)(nil),        // 11: phoenix.controller.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 12: phoenix.controller.v1.GetStatusResponse
-	(*ContainerStatus)(nil),         // 13: phoenix.controller.v1.ContainerStatus
-	(*PlanRequest)(nil),             // 14: phoenix.controller.v1.PlanRequest
-	(*PlanResponse)(nil),            // 15: phoenix.controller.v1.PlanResponse
-	(*Plan)(nil),                    // 16: phoenix.controller.v1.Plan
-	(*ContainerPlan)(nil),           // 17: phoenix.controller.v1.ContainerPlan
-	(*PlannedStep)(nil),             // 18: phoenix.controller.v1.PlannedStep
-	(*ApplyRequest)(nil),            // 19: phoenix.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 20: phoenix.controller.v1.ApplyResponse
-	(*Run)(nil),                     // 21: phoenix.controller.v1.Run
-	(*ContainerRun)(nil),            // 22: phoenix.controller.v1.ContainerRun
-	(*Step)(nil),                    // 23: phoenix.controller.v1.Step
-	(*RunEvent)(nil),                // 24: phoenix.controller.v1.RunEvent
-	(*ListRunsRequest)(nil),         // 25: phoenix.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),        // 26: phoenix.controller.v1.ListRunsResponse
-	(*GetRunRequest)(nil),           // 27: phoenix.controller.v1.GetRunRequest
-	(*GetRunResponse)(nil),          // 28: phoenix.controller.v1.GetRunResponse
-	(*WatchRunRequest)(nil),         // 29: phoenix.controller.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),        // 30: phoenix.controller.v1.WatchRunResponse
-	(*CancelRunRequest)(nil),        // 31: phoenix.controller.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),       // 32: phoenix.controller.v1.CancelRunResponse
-	(*ListNodesRequest)(nil),        // 33: phoenix.controller.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 34: phoenix.controller.v1.ListNodesResponse
-	(*ListDevicesRequest)(nil),      // 35: phoenix.controller.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),     // 36: phoenix.controller.v1.ListDevicesResponse
-	(*ListContainersRequest)(nil),   // 37: phoenix.controller.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 38: phoenix.controller.v1.ListContainersResponse
-	(*GetContainerRequest)(nil),     // 39: phoenix.controller.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),    // 40: phoenix.controller.v1.GetContainerResponse
-	(*ListRevisionsRequest)(nil),    // 41: phoenix.controller.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),   // 42: phoenix.controller.v1.ListRevisionsResponse
-	(*GetRevisionRequest)(nil),      // 43: phoenix.controller.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),     // 44: phoenix.controller.v1.GetRevisionResponse
-	(*RestoreRevisionRequest)(nil),  // 45: phoenix.controller.v1.RestoreRevisionRequest
-	(*RestoreRevisionResponse)(nil), // 46: phoenix.controller.v1.RestoreRevisionResponse
-	(*RestartRequest)(nil),          // 47: phoenix.controller.v1.RestartRequest
-	(*RestartResponse)(nil),         // 48: phoenix.controller.v1.RestartResponse
-	(*ProbeRequest)(nil),            // 49: phoenix.controller.v1.ProbeRequest
-	(*ProbeResponse)(nil),           // 50: phoenix.controller.v1.ProbeResponse
-	(*ExecRequest)(nil),             // 51: phoenix.controller.v1.ExecRequest
-	(*ExecResponse)(nil),            // 52: phoenix.controller.v1.ExecResponse
-	(v1.PassthroughMode)(0),         // 53: phoenix.type.v1.PassthroughMode
-	(*v1.NodeError)(nil),            // 54: phoenix.type.v1.NodeError
-	(*v1.Container)(nil),            // 55: phoenix.type.v1.Container
-	(*v1.ProbeResult)(nil),          // 56: phoenix.type.v1.ProbeResult
-	(*durationpb.Duration)(nil),     // 57: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 58: google.protobuf.Timestamp
-	(*v1.Node)(nil),                 // 59: phoenix.type.v1.Node
-	(*v1.NodeDevices)(nil),          // 60: phoenix.type.v1.NodeDevices
-	(*v1.ConfEntry)(nil),            // 61: phoenix.type.v1.ConfEntry
-	(*v1.Revision)(nil),             // 62: phoenix.type.v1.Revision
-	(*v1.RestartProgress)(nil),      // 63: phoenix.type.v1.RestartProgress
-	(*v1.ExecInput)(nil),            // 64: phoenix.type.v1.ExecInput
-	(*v1.ExecOutput)(nil),           // 65: phoenix.type.v1.ExecOutput
+	(Severity)(0),                        // 0: phoenix.controller.v1.Severity
+	(SyncState)(0),                       // 1: phoenix.controller.v1.SyncState
+	(StepKind)(0),                        // 2: phoenix.controller.v1.StepKind
+	(RunState)(0),                        // 3: phoenix.controller.v1.RunState
+	(StepState)(0),                       // 4: phoenix.controller.v1.StepState
+	(*Finding)(nil),                      // 5: phoenix.controller.v1.Finding
+	(*ValidateFleetRequest)(nil),         // 6: phoenix.controller.v1.ValidateFleetRequest
+	(*ValidateFleetResponse)(nil),        // 7: phoenix.controller.v1.ValidateFleetResponse
+	(*GetFleetRequest)(nil),              // 8: phoenix.controller.v1.GetFleetRequest
+	(*GetFleetResponse)(nil),             // 9: phoenix.controller.v1.GetFleetResponse
+	(*FleetContainer)(nil),               // 10: phoenix.controller.v1.FleetContainer
+	(*GetStatusRequest)(nil),             // 11: phoenix.controller.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),            // 12: phoenix.controller.v1.GetStatusResponse
+	(*ContainerStatus)(nil),              // 13: phoenix.controller.v1.ContainerStatus
+	(*PlanRequest)(nil),                  // 14: phoenix.controller.v1.PlanRequest
+	(*PlanResponse)(nil),                 // 15: phoenix.controller.v1.PlanResponse
+	(*Plan)(nil),                         // 16: phoenix.controller.v1.Plan
+	(*ContainerPlan)(nil),                // 17: phoenix.controller.v1.ContainerPlan
+	(*PlannedStep)(nil),                  // 18: phoenix.controller.v1.PlannedStep
+	(*ApplyRequest)(nil),                 // 19: phoenix.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),                // 20: phoenix.controller.v1.ApplyResponse
+	(*Run)(nil),                          // 21: phoenix.controller.v1.Run
+	(*ContainerRun)(nil),                 // 22: phoenix.controller.v1.ContainerRun
+	(*Step)(nil),                         // 23: phoenix.controller.v1.Step
+	(*RunEvent)(nil),                     // 24: phoenix.controller.v1.RunEvent
+	(*ListRunsRequest)(nil),              // 25: phoenix.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),             // 26: phoenix.controller.v1.ListRunsResponse
+	(*GetRunRequest)(nil),                // 27: phoenix.controller.v1.GetRunRequest
+	(*GetRunResponse)(nil),               // 28: phoenix.controller.v1.GetRunResponse
+	(*WatchRunRequest)(nil),              // 29: phoenix.controller.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),             // 30: phoenix.controller.v1.WatchRunResponse
+	(*CancelRunRequest)(nil),             // 31: phoenix.controller.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),            // 32: phoenix.controller.v1.CancelRunResponse
+	(*ListNodesRequest)(nil),             // 33: phoenix.controller.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),            // 34: phoenix.controller.v1.ListNodesResponse
+	(*ListDevicesRequest)(nil),           // 35: phoenix.controller.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),          // 36: phoenix.controller.v1.ListDevicesResponse
+	(*AcknowledgeGpuErrorsRequest)(nil),  // 37: phoenix.controller.v1.AcknowledgeGpuErrorsRequest
+	(*AcknowledgeGpuErrorsResponse)(nil), // 38: phoenix.controller.v1.AcknowledgeGpuErrorsResponse
+	(*ListContainersRequest)(nil),        // 39: phoenix.controller.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),       // 40: phoenix.controller.v1.ListContainersResponse
+	(*GetContainerRequest)(nil),          // 41: phoenix.controller.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),         // 42: phoenix.controller.v1.GetContainerResponse
+	(*ListRevisionsRequest)(nil),         // 43: phoenix.controller.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),        // 44: phoenix.controller.v1.ListRevisionsResponse
+	(*GetRevisionRequest)(nil),           // 45: phoenix.controller.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),          // 46: phoenix.controller.v1.GetRevisionResponse
+	(*RestoreRevisionRequest)(nil),       // 47: phoenix.controller.v1.RestoreRevisionRequest
+	(*RestoreRevisionResponse)(nil),      // 48: phoenix.controller.v1.RestoreRevisionResponse
+	(*RestartRequest)(nil),               // 49: phoenix.controller.v1.RestartRequest
+	(*RestartResponse)(nil),              // 50: phoenix.controller.v1.RestartResponse
+	(*ProbeRequest)(nil),                 // 51: phoenix.controller.v1.ProbeRequest
+	(*ProbeResponse)(nil),                // 52: phoenix.controller.v1.ProbeResponse
+	(*ExecRequest)(nil),                  // 53: phoenix.controller.v1.ExecRequest
+	(*ExecResponse)(nil),                 // 54: phoenix.controller.v1.ExecResponse
+	(v1.PassthroughMode)(0),              // 55: phoenix.type.v1.PassthroughMode
+	(*v1.NodeError)(nil),                 // 56: phoenix.type.v1.NodeError
+	(*v1.Container)(nil),                 // 57: phoenix.type.v1.Container
+	(*v1.ProbeResult)(nil),               // 58: phoenix.type.v1.ProbeResult
+	(*durationpb.Duration)(nil),          // 59: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),        // 60: google.protobuf.Timestamp
+	(*v1.Node)(nil),                      // 61: phoenix.type.v1.Node
+	(*v1.NodeDevices)(nil),               // 62: phoenix.type.v1.NodeDevices
+	(*v1.GpuSelector)(nil),               // 63: phoenix.type.v1.GpuSelector
+	(*v1.ConfEntry)(nil),                 // 64: phoenix.type.v1.ConfEntry
+	(*v1.Revision)(nil),                  // 65: phoenix.type.v1.Revision
+	(*v1.RestartProgress)(nil),           // 66: phoenix.type.v1.RestartProgress
+	(*v1.ExecInput)(nil),                 // 67: phoenix.type.v1.ExecInput
+	(*v1.ExecOutput)(nil),                // 68: phoenix.type.v1.ExecOutput
 }
 var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: phoenix.controller.v1.Finding.severity:type_name -> phoenix.controller.v1.Severity
@@ -3855,99 +3965,102 @@ var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	10, // 2: phoenix.controller.v1.ValidateFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
 	10, // 3: phoenix.controller.v1.GetFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
 	5,  // 4: phoenix.controller.v1.GetFleetResponse.findings:type_name -> phoenix.controller.v1.Finding
-	53, // 5: phoenix.controller.v1.FleetContainer.mode:type_name -> phoenix.type.v1.PassthroughMode
+	55, // 5: phoenix.controller.v1.FleetContainer.mode:type_name -> phoenix.type.v1.PassthroughMode
 	13, // 6: phoenix.controller.v1.GetStatusResponse.containers:type_name -> phoenix.controller.v1.ContainerStatus
-	54, // 7: phoenix.controller.v1.GetStatusResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	55, // 8: phoenix.controller.v1.GetStatusResponse.unmanaged:type_name -> phoenix.type.v1.Container
+	56, // 7: phoenix.controller.v1.GetStatusResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	57, // 8: phoenix.controller.v1.GetStatusResponse.unmanaged:type_name -> phoenix.type.v1.Container
 	10, // 9: phoenix.controller.v1.ContainerStatus.desired:type_name -> phoenix.controller.v1.FleetContainer
-	55, // 10: phoenix.controller.v1.ContainerStatus.observed:type_name -> phoenix.type.v1.Container
+	57, // 10: phoenix.controller.v1.ContainerStatus.observed:type_name -> phoenix.type.v1.Container
 	1,  // 11: phoenix.controller.v1.ContainerStatus.state:type_name -> phoenix.controller.v1.SyncState
-	56, // 12: phoenix.controller.v1.ContainerStatus.probe:type_name -> phoenix.type.v1.ProbeResult
+	58, // 12: phoenix.controller.v1.ContainerStatus.probe:type_name -> phoenix.type.v1.ProbeResult
 	16, // 13: phoenix.controller.v1.PlanResponse.plan:type_name -> phoenix.controller.v1.Plan
 	17, // 14: phoenix.controller.v1.Plan.containers:type_name -> phoenix.controller.v1.ContainerPlan
-	54, // 15: phoenix.controller.v1.Plan.unreachable:type_name -> phoenix.type.v1.NodeError
+	56, // 15: phoenix.controller.v1.Plan.unreachable:type_name -> phoenix.type.v1.NodeError
 	18, // 16: phoenix.controller.v1.ContainerPlan.steps:type_name -> phoenix.controller.v1.PlannedStep
 	2,  // 17: phoenix.controller.v1.PlannedStep.kind:type_name -> phoenix.controller.v1.StepKind
-	57, // 18: phoenix.controller.v1.ApplyRequest.restart_timeout:type_name -> google.protobuf.Duration
+	59, // 18: phoenix.controller.v1.ApplyRequest.restart_timeout:type_name -> google.protobuf.Duration
 	21, // 19: phoenix.controller.v1.ApplyResponse.run:type_name -> phoenix.controller.v1.Run
 	24, // 20: phoenix.controller.v1.ApplyResponse.step:type_name -> phoenix.controller.v1.RunEvent
 	3,  // 21: phoenix.controller.v1.Run.state:type_name -> phoenix.controller.v1.RunState
-	58, // 22: phoenix.controller.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	58, // 23: phoenix.controller.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	60, // 22: phoenix.controller.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	60, // 23: phoenix.controller.v1.Run.end_time:type_name -> google.protobuf.Timestamp
 	22, // 24: phoenix.controller.v1.Run.containers:type_name -> phoenix.controller.v1.ContainerRun
 	4,  // 25: phoenix.controller.v1.ContainerRun.state:type_name -> phoenix.controller.v1.StepState
 	23, // 26: phoenix.controller.v1.ContainerRun.steps:type_name -> phoenix.controller.v1.Step
 	2,  // 27: phoenix.controller.v1.Step.kind:type_name -> phoenix.controller.v1.StepKind
 	4,  // 28: phoenix.controller.v1.Step.state:type_name -> phoenix.controller.v1.StepState
-	58, // 29: phoenix.controller.v1.Step.start_time:type_name -> google.protobuf.Timestamp
-	58, // 30: phoenix.controller.v1.Step.end_time:type_name -> google.protobuf.Timestamp
-	58, // 31: phoenix.controller.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	60, // 29: phoenix.controller.v1.Step.start_time:type_name -> google.protobuf.Timestamp
+	60, // 30: phoenix.controller.v1.Step.end_time:type_name -> google.protobuf.Timestamp
+	60, // 31: phoenix.controller.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
 	4,  // 32: phoenix.controller.v1.RunEvent.container_state:type_name -> phoenix.controller.v1.StepState
 	23, // 33: phoenix.controller.v1.RunEvent.step:type_name -> phoenix.controller.v1.Step
 	21, // 34: phoenix.controller.v1.ListRunsResponse.runs:type_name -> phoenix.controller.v1.Run
 	21, // 35: phoenix.controller.v1.GetRunResponse.run:type_name -> phoenix.controller.v1.Run
 	21, // 36: phoenix.controller.v1.WatchRunResponse.run:type_name -> phoenix.controller.v1.Run
 	24, // 37: phoenix.controller.v1.WatchRunResponse.step:type_name -> phoenix.controller.v1.RunEvent
-	59, // 38: phoenix.controller.v1.ListNodesResponse.nodes:type_name -> phoenix.type.v1.Node
-	54, // 39: phoenix.controller.v1.ListNodesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	60, // 40: phoenix.controller.v1.ListDevicesResponse.nodes:type_name -> phoenix.type.v1.NodeDevices
-	54, // 41: phoenix.controller.v1.ListDevicesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	55, // 42: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	54, // 43: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	55, // 44: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	61, // 45: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	61, // 46: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	61, // 47: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	62, // 48: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	62, // 49: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	57, // 50: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	63, // 51: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	56, // 52: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	64, // 53: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	65, // 54: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	6,  // 55: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
-	8,  // 56: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
-	11, // 57: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
-	14, // 58: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
-	19, // 59: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
-	25, // 60: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
-	27, // 61: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
-	29, // 62: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
-	31, // 63: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
-	33, // 64: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
-	35, // 65: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
-	37, // 66: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
-	39, // 67: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
-	41, // 68: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
-	43, // 69: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
-	45, // 70: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
-	47, // 71: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
-	49, // 72: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
-	51, // 73: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
-	7,  // 74: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
-	9,  // 75: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
-	12, // 76: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
-	15, // 77: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
-	20, // 78: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
-	26, // 79: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
-	28, // 80: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
-	30, // 81: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
-	32, // 82: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
-	34, // 83: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
-	36, // 84: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
-	38, // 85: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
-	40, // 86: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
-	42, // 87: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
-	44, // 88: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
-	46, // 89: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
-	48, // 90: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
-	50, // 91: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
-	52, // 92: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
-	74, // [74:93] is the sub-list for method output_type
-	55, // [55:74] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	61, // 38: phoenix.controller.v1.ListNodesResponse.nodes:type_name -> phoenix.type.v1.Node
+	56, // 39: phoenix.controller.v1.ListNodesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	62, // 40: phoenix.controller.v1.ListDevicesResponse.nodes:type_name -> phoenix.type.v1.NodeDevices
+	56, // 41: phoenix.controller.v1.ListDevicesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	63, // 42: phoenix.controller.v1.AcknowledgeGpuErrorsRequest.gpu:type_name -> phoenix.type.v1.GpuSelector
+	57, // 43: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	56, // 44: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	57, // 45: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	64, // 46: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	64, // 47: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	64, // 48: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	65, // 49: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	65, // 50: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	59, // 51: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	66, // 52: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	58, // 53: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	67, // 54: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	68, // 55: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	6,  // 56: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
+	8,  // 57: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
+	11, // 58: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
+	14, // 59: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
+	19, // 60: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
+	25, // 61: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
+	27, // 62: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
+	29, // 63: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
+	31, // 64: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
+	33, // 65: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
+	35, // 66: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
+	37, // 67: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:input_type -> phoenix.controller.v1.AcknowledgeGpuErrorsRequest
+	39, // 68: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
+	41, // 69: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
+	43, // 70: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
+	45, // 71: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
+	47, // 72: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
+	49, // 73: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
+	51, // 74: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
+	53, // 75: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
+	7,  // 76: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
+	9,  // 77: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
+	12, // 78: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
+	15, // 79: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
+	20, // 80: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
+	26, // 81: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
+	28, // 82: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
+	30, // 83: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
+	32, // 84: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
+	34, // 85: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
+	36, // 86: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
+	38, // 87: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:output_type -> phoenix.controller.v1.AcknowledgeGpuErrorsResponse
+	40, // 88: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
+	42, // 89: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
+	44, // 90: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
+	46, // 91: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
+	48, // 92: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
+	50, // 93: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
+	52, // 94: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
+	54, // 95: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
+	76, // [76:96] is the sub-list for method output_type
+	56, // [56:76] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_controller_v1_controller_proto_init() }
@@ -3969,7 +4082,7 @@ func file_phoenix_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_controller_v1_controller_proto_rawDesc), len(file_phoenix_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -590,8 +590,9 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	NodeService_ListNodes_FullMethodName   = "/phoenix.controller.v1.NodeService/ListNodes"
-	NodeService_ListDevices_FullMethodName = "/phoenix.controller.v1.NodeService/ListDevices"
+	NodeService_ListNodes_FullMethodName            = "/phoenix.controller.v1.NodeService/ListNodes"
+	NodeService_ListDevices_FullMethodName          = "/phoenix.controller.v1.NodeService/ListDevices"
+	NodeService_AcknowledgeGpuErrors_FullMethodName = "/phoenix.controller.v1.NodeService/AcknowledgeGpuErrors"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -606,6 +607,10 @@ type NodeServiceClient interface {
 	//
 	// Fails with NODE_NOT_FOUND if that one is not known.
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
+	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work.
+	//
+	// Fails with NODE_NOT_FOUND, NODE_UNREACHABLE or GPU_NOT_FOUND.
+	AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -636,6 +641,16 @@ func (c *nodeServiceClient) ListDevices(ctx context.Context, in *ListDevicesRequ
 	return out, nil
 }
 
+func (c *nodeServiceClient) AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeGpuErrorsResponse)
+	err := c.cc.Invoke(ctx, NodeService_AcknowledgeGpuErrors_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -648,6 +663,10 @@ type NodeServiceServer interface {
 	//
 	// Fails with NODE_NOT_FOUND if that one is not known.
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
+	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work.
+	//
+	// Fails with NODE_NOT_FOUND, NODE_UNREACHABLE or GPU_NOT_FOUND.
+	AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -663,6 +682,9 @@ func (UnimplementedNodeServiceServer) ListNodes(context.Context, *ListNodesReque
 }
 func (UnimplementedNodeServiceServer) ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDevices not implemented")
+}
+func (UnimplementedNodeServiceServer) AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeGpuErrors not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -721,6 +743,24 @@ func _NodeService_ListDevices_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_AcknowledgeGpuErrors_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeGpuErrorsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).AcknowledgeGpuErrors(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_AcknowledgeGpuErrors_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).AcknowledgeGpuErrors(ctx, req.(*AcknowledgeGpuErrorsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -735,6 +775,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDevices",
 			Handler:    _NodeService_ListDevices_Handler,
+		},
+		{
+			MethodName: "AcknowledgeGpuErrors",
+			Handler:    _NodeService_AcknowledgeGpuErrors_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

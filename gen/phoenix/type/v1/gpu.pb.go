@@ -246,7 +246,9 @@ type Gpu struct {
 	// Output only. Who uses the GPU at this moment, by PID; only NVML tells. Not told by WatchEvents.
 	Processes []*GpuProcess `protobuf:"bytes,15,rep,name=processes,proto3" json:"processes,omitempty"`
 	// Output only. Where the values come from, by field.
-	Sources       []*ValueSource `protobuf:"bytes,16,rep,name=sources,proto3" json:"sources,omitempty"`
+	Sources []*ValueSource `protobuf:"bytes,16,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Output only. Whether it is fit for new work, from the kernel's log.
+	Health        *GpuHealth `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,6 +391,13 @@ func (x *Gpu) GetProcesses() []*GpuProcess {
 func (x *Gpu) GetSources() []*ValueSource {
 	if x != nil {
 		return x.Sources
+	}
+	return nil
+}
+
+func (x *Gpu) GetHealth() *GpuHealth {
+	if x != nil {
+		return x.Health
 	}
 	return nil
 }
@@ -868,7 +877,7 @@ var File_phoenix_type_v1_gpu_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\n" +
-	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\"\x9d\x05\n" +
+	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\x1a\x1cphoenix/type/v1/health.proto\"\xd1\x05\n" +
 	"\x03Gpu\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1f\n" +
@@ -890,7 +899,8 @@ const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\x0egraphics_nodes\x18\r \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\rgraphicsNodes\x12!\n" +
 	"\fnvlink_peers\x18\x0e \x03(\tR\vnvlinkPeers\x129\n" +
 	"\tprocesses\x18\x0f \x03(\v2\x1b.phoenix.type.v1.GpuProcessR\tprocesses\x126\n" +
-	"\asources\x18\x10 \x03(\v2\x1c.phoenix.type.v1.ValueSourceR\asourcesB\b\n" +
+	"\asources\x18\x10 \x03(\v2\x1c.phoenix.type.v1.ValueSourceR\asources\x122\n" +
+	"\x06health\x18\x11 \x01(\v2\x1a.phoenix.type.v1.GpuHealthR\x06healthB\b\n" +
 	"\x06_minorB\r\n" +
 	"\v_memory_mib\"\xb0\x02\n" +
 	"\tMigDevice\x12\x14\n" +
@@ -972,21 +982,23 @@ var file_phoenix_type_v1_gpu_proto_goTypes = []any{
 	(*GpuSelector)(nil),  // 7: phoenix.type.v1.GpuSelector
 	(*DeviceNode)(nil),   // 8: phoenix.type.v1.DeviceNode
 	(*DeviceNumber)(nil), // 9: phoenix.type.v1.DeviceNumber
+	(*GpuHealth)(nil),    // 10: phoenix.type.v1.GpuHealth
 }
 var file_phoenix_type_v1_gpu_proto_depIdxs = []int32{
-	1, // 0: phoenix.type.v1.Gpu.driver:type_name -> phoenix.type.v1.GpuDriver
-	8, // 1: phoenix.type.v1.Gpu.device_nodes:type_name -> phoenix.type.v1.DeviceNode
-	4, // 2: phoenix.type.v1.Gpu.mig_devices:type_name -> phoenix.type.v1.MigDevice
-	8, // 3: phoenix.type.v1.Gpu.graphics_nodes:type_name -> phoenix.type.v1.DeviceNode
-	5, // 4: phoenix.type.v1.Gpu.processes:type_name -> phoenix.type.v1.GpuProcess
-	6, // 5: phoenix.type.v1.Gpu.sources:type_name -> phoenix.type.v1.ValueSource
-	8, // 6: phoenix.type.v1.MigDevice.device_nodes:type_name -> phoenix.type.v1.DeviceNode
-	2, // 7: phoenix.type.v1.DeviceNode.state:type_name -> phoenix.type.v1.DeviceNodeState
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	1,  // 0: phoenix.type.v1.Gpu.driver:type_name -> phoenix.type.v1.GpuDriver
+	8,  // 1: phoenix.type.v1.Gpu.device_nodes:type_name -> phoenix.type.v1.DeviceNode
+	4,  // 2: phoenix.type.v1.Gpu.mig_devices:type_name -> phoenix.type.v1.MigDevice
+	8,  // 3: phoenix.type.v1.Gpu.graphics_nodes:type_name -> phoenix.type.v1.DeviceNode
+	5,  // 4: phoenix.type.v1.Gpu.processes:type_name -> phoenix.type.v1.GpuProcess
+	6,  // 5: phoenix.type.v1.Gpu.sources:type_name -> phoenix.type.v1.ValueSource
+	10, // 6: phoenix.type.v1.Gpu.health:type_name -> phoenix.type.v1.GpuHealth
+	8,  // 7: phoenix.type.v1.MigDevice.device_nodes:type_name -> phoenix.type.v1.DeviceNode
+	2,  // 8: phoenix.type.v1.DeviceNode.state:type_name -> phoenix.type.v1.DeviceNodeState
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_gpu_proto_init() }
@@ -994,6 +1006,7 @@ func file_phoenix_type_v1_gpu_proto_init() {
 	if File_phoenix_type_v1_gpu_proto != nil {
 		return
 	}
+	file_phoenix_type_v1_health_proto_init()
 	file_phoenix_type_v1_gpu_proto_msgTypes[0].OneofWrappers = []any{}
 	file_phoenix_type_v1_gpu_proto_msgTypes[1].OneofWrappers = []any{}
 	file_phoenix_type_v1_gpu_proto_msgTypes[4].OneofWrappers = []any{
