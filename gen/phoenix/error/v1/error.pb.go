@@ -171,113 +171,166 @@ const (
 	Reason_REASON_FEATURES_UNREADABLE Reason = 80
 	// INTERNAL. A defect of Phoenix. Metadata: `request_id`.
 	Reason_REASON_INTERNAL Reason = 90
+	// FAILED_PRECONDITION. The URL or path of the installer is below none of this agent's `driver_sources`.
+	// Metadata: `url`.
+	Reason_REASON_INSTALLER_SOURCE_NOT_ALLOWED Reason = 100
+	// UNAVAILABLE. The installer, or its published checksum, could not be fetched; what has arrived is kept, and the
+	// same call goes on from there. Metadata: `url`.
+	Reason_REASON_INSTALLER_UNAVAILABLE Reason = 101
+	// FAILED_PRECONDITION. The installer is not the one that the checksum is of; nothing of it is kept. Metadata:
+	// `version`, `want`, `got`.
+	Reason_REASON_INSTALLER_CHECKSUM_MISMATCH Reason = 102
+	// FAILED_PRECONDITION. The installer is too large, cannot be extracted or holds another version. Metadata:
+	// `version`.
+	Reason_REASON_INSTALLER_INVALID Reason = 103
+	// FAILED_PRECONDITION. The node's cache does not have this version; fetch it first. Metadata: `version`.
+	Reason_REASON_INSTALLER_NOT_CACHED Reason = 104
+	// FAILED_PRECONDITION. The node's disk has too little space. Metadata: `path`, `needed_bytes`, `free_bytes`.
+	Reason_REASON_NODE_NO_SPACE Reason = 105
+	// FAILED_PRECONDITION. The container's C library is not glibc, or it has none: NVIDIA's driver cannot work in it.
+	// Metadata: `ctid`, `libc`.
+	Reason_REASON_LIBC_NOT_SUPPORTED Reason = 106
+	// FAILED_PRECONDITION. The container has the driver from packages of its distribution, which must go first.
+	// Metadata: `ctid`, `packages`.
+	Reason_REASON_DRIVER_PACKAGED Reason = 107
+	// FAILED_PRECONDITION. The container has too little disk space or memory for an installation. Metadata: `ctid`,
+	// `resource` ("disk" or "memory"), `needed_mib`, `free_mib`.
+	Reason_REASON_CONTAINER_TOO_SMALL Reason = 108
+	// FAILED_PRECONDITION. NVIDIA's installer failed in the container, or left an incomplete driver; the message ends
+	// with the last lines that it printed. Metadata: `ctid`.
+	Reason_REASON_DRIVER_INSTALL_FAILED Reason = 109
+	// FAILED_PRECONDITION. The container has libraries of the driver, but no installer of NVIDIA's that could remove
+	// them. Metadata: `ctid`.
+	Reason_REASON_DRIVER_NOT_REMOVABLE Reason = 110
 )
 
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0:  "REASON_UNSPECIFIED",
-		1:  "REASON_INVALID_FIELD",
-		2:  "REASON_PROPERTY_NOT_ALLOWED",
-		3:  "REASON_LXC_OPTION_NOT_ALLOWED",
-		10: "REASON_CONTAINER_NOT_FOUND",
-		11: "REASON_CONTAINER_NOT_RUNNING",
-		12: "REASON_CONTAINER_IS_TEMPLATE",
-		13: "REASON_CONTAINER_LOCKED",
-		14: "REASON_INSTANCE_CHANGED",
-		15: "REASON_CONTAINER_STOPPING",
-		20: "REASON_DIGEST_MISMATCH",
-		21: "REASON_CONF_LOCK_TIMEOUT",
-		22: "REASON_NO_QUORUM",
-		23: "REASON_CONF_FS_UNAVAILABLE",
-		24: "REASON_CONF_TOO_LARGE",
-		25: "REASON_REVISION_NOT_FOUND",
-		26: "REASON_PASSTHROUGH_IMPOSSIBLE",
-		30: "REASON_GPU_NOT_FOUND",
-		31: "REASON_GPU_BOUND_ELSEWHERE",
-		32: "REASON_DRIVER_NOT_LOADED",
-		33: "REASON_DEVICE_NODE_MISSING",
-		40: "REASON_STOP_TIMEOUT",
-		41: "REASON_START_FAILED",
-		42: "REASON_START_ROLLED_BACK",
-		43: "REASON_PCT_FAILED",
-		44: "REASON_HA_PENDING",
-		45: "REASON_HA_REFUSED",
-		46: "REASON_HOOK_FAILED",
-		47: "REASON_INIT_DIED",
-		50: "REASON_ATTACH_FAILED",
-		51: "REASON_USER_NOT_FOUND",
-		52: "REASON_DIRECTORY_NOT_USABLE",
-		53: "REASON_FILE_NOT_FOUND",
-		54: "REASON_FILE_REFUSED",
-		55: "REASON_FILE_NO_SPACE",
-		56: "REASON_FILE_CHANGED",
-		57: "REASON_TRANSFER_BROKEN_OFF",
-		60: "REASON_LIMIT_EXCEEDED",
-		70: "REASON_NODE_UNREACHABLE",
-		71: "REASON_NODE_NOT_FOUND",
-		72: "REASON_CTID_ON_SEVERAL_NODES",
-		73: "REASON_FLEET_INVALID",
-		74: "REASON_RUN_NOT_FOUND",
-		75: "REASON_RUN_IN_PROGRESS",
-		76: "REASON_NOT_IN_FLEET",
-		77: "REASON_FLEET_UNREADABLE",
-		78: "REASON_SHUTTING_DOWN",
-		79: "REASON_STATE_UNAVAILABLE",
-		80: "REASON_FEATURES_UNREADABLE",
-		90: "REASON_INTERNAL",
+		0:   "REASON_UNSPECIFIED",
+		1:   "REASON_INVALID_FIELD",
+		2:   "REASON_PROPERTY_NOT_ALLOWED",
+		3:   "REASON_LXC_OPTION_NOT_ALLOWED",
+		10:  "REASON_CONTAINER_NOT_FOUND",
+		11:  "REASON_CONTAINER_NOT_RUNNING",
+		12:  "REASON_CONTAINER_IS_TEMPLATE",
+		13:  "REASON_CONTAINER_LOCKED",
+		14:  "REASON_INSTANCE_CHANGED",
+		15:  "REASON_CONTAINER_STOPPING",
+		20:  "REASON_DIGEST_MISMATCH",
+		21:  "REASON_CONF_LOCK_TIMEOUT",
+		22:  "REASON_NO_QUORUM",
+		23:  "REASON_CONF_FS_UNAVAILABLE",
+		24:  "REASON_CONF_TOO_LARGE",
+		25:  "REASON_REVISION_NOT_FOUND",
+		26:  "REASON_PASSTHROUGH_IMPOSSIBLE",
+		30:  "REASON_GPU_NOT_FOUND",
+		31:  "REASON_GPU_BOUND_ELSEWHERE",
+		32:  "REASON_DRIVER_NOT_LOADED",
+		33:  "REASON_DEVICE_NODE_MISSING",
+		40:  "REASON_STOP_TIMEOUT",
+		41:  "REASON_START_FAILED",
+		42:  "REASON_START_ROLLED_BACK",
+		43:  "REASON_PCT_FAILED",
+		44:  "REASON_HA_PENDING",
+		45:  "REASON_HA_REFUSED",
+		46:  "REASON_HOOK_FAILED",
+		47:  "REASON_INIT_DIED",
+		50:  "REASON_ATTACH_FAILED",
+		51:  "REASON_USER_NOT_FOUND",
+		52:  "REASON_DIRECTORY_NOT_USABLE",
+		53:  "REASON_FILE_NOT_FOUND",
+		54:  "REASON_FILE_REFUSED",
+		55:  "REASON_FILE_NO_SPACE",
+		56:  "REASON_FILE_CHANGED",
+		57:  "REASON_TRANSFER_BROKEN_OFF",
+		60:  "REASON_LIMIT_EXCEEDED",
+		70:  "REASON_NODE_UNREACHABLE",
+		71:  "REASON_NODE_NOT_FOUND",
+		72:  "REASON_CTID_ON_SEVERAL_NODES",
+		73:  "REASON_FLEET_INVALID",
+		74:  "REASON_RUN_NOT_FOUND",
+		75:  "REASON_RUN_IN_PROGRESS",
+		76:  "REASON_NOT_IN_FLEET",
+		77:  "REASON_FLEET_UNREADABLE",
+		78:  "REASON_SHUTTING_DOWN",
+		79:  "REASON_STATE_UNAVAILABLE",
+		80:  "REASON_FEATURES_UNREADABLE",
+		90:  "REASON_INTERNAL",
+		100: "REASON_INSTALLER_SOURCE_NOT_ALLOWED",
+		101: "REASON_INSTALLER_UNAVAILABLE",
+		102: "REASON_INSTALLER_CHECKSUM_MISMATCH",
+		103: "REASON_INSTALLER_INVALID",
+		104: "REASON_INSTALLER_NOT_CACHED",
+		105: "REASON_NODE_NO_SPACE",
+		106: "REASON_LIBC_NOT_SUPPORTED",
+		107: "REASON_DRIVER_PACKAGED",
+		108: "REASON_CONTAINER_TOO_SMALL",
+		109: "REASON_DRIVER_INSTALL_FAILED",
+		110: "REASON_DRIVER_NOT_REMOVABLE",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":            0,
-		"REASON_INVALID_FIELD":          1,
-		"REASON_PROPERTY_NOT_ALLOWED":   2,
-		"REASON_LXC_OPTION_NOT_ALLOWED": 3,
-		"REASON_CONTAINER_NOT_FOUND":    10,
-		"REASON_CONTAINER_NOT_RUNNING":  11,
-		"REASON_CONTAINER_IS_TEMPLATE":  12,
-		"REASON_CONTAINER_LOCKED":       13,
-		"REASON_INSTANCE_CHANGED":       14,
-		"REASON_CONTAINER_STOPPING":     15,
-		"REASON_DIGEST_MISMATCH":        20,
-		"REASON_CONF_LOCK_TIMEOUT":      21,
-		"REASON_NO_QUORUM":              22,
-		"REASON_CONF_FS_UNAVAILABLE":    23,
-		"REASON_CONF_TOO_LARGE":         24,
-		"REASON_REVISION_NOT_FOUND":     25,
-		"REASON_PASSTHROUGH_IMPOSSIBLE": 26,
-		"REASON_GPU_NOT_FOUND":          30,
-		"REASON_GPU_BOUND_ELSEWHERE":    31,
-		"REASON_DRIVER_NOT_LOADED":      32,
-		"REASON_DEVICE_NODE_MISSING":    33,
-		"REASON_STOP_TIMEOUT":           40,
-		"REASON_START_FAILED":           41,
-		"REASON_START_ROLLED_BACK":      42,
-		"REASON_PCT_FAILED":             43,
-		"REASON_HA_PENDING":             44,
-		"REASON_HA_REFUSED":             45,
-		"REASON_HOOK_FAILED":            46,
-		"REASON_INIT_DIED":              47,
-		"REASON_ATTACH_FAILED":          50,
-		"REASON_USER_NOT_FOUND":         51,
-		"REASON_DIRECTORY_NOT_USABLE":   52,
-		"REASON_FILE_NOT_FOUND":         53,
-		"REASON_FILE_REFUSED":           54,
-		"REASON_FILE_NO_SPACE":          55,
-		"REASON_FILE_CHANGED":           56,
-		"REASON_TRANSFER_BROKEN_OFF":    57,
-		"REASON_LIMIT_EXCEEDED":         60,
-		"REASON_NODE_UNREACHABLE":       70,
-		"REASON_NODE_NOT_FOUND":         71,
-		"REASON_CTID_ON_SEVERAL_NODES":  72,
-		"REASON_FLEET_INVALID":          73,
-		"REASON_RUN_NOT_FOUND":          74,
-		"REASON_RUN_IN_PROGRESS":        75,
-		"REASON_NOT_IN_FLEET":           76,
-		"REASON_FLEET_UNREADABLE":       77,
-		"REASON_SHUTTING_DOWN":          78,
-		"REASON_STATE_UNAVAILABLE":      79,
-		"REASON_FEATURES_UNREADABLE":    80,
-		"REASON_INTERNAL":               90,
+		"REASON_UNSPECIFIED":                  0,
+		"REASON_INVALID_FIELD":                1,
+		"REASON_PROPERTY_NOT_ALLOWED":         2,
+		"REASON_LXC_OPTION_NOT_ALLOWED":       3,
+		"REASON_CONTAINER_NOT_FOUND":          10,
+		"REASON_CONTAINER_NOT_RUNNING":        11,
+		"REASON_CONTAINER_IS_TEMPLATE":        12,
+		"REASON_CONTAINER_LOCKED":             13,
+		"REASON_INSTANCE_CHANGED":             14,
+		"REASON_CONTAINER_STOPPING":           15,
+		"REASON_DIGEST_MISMATCH":              20,
+		"REASON_CONF_LOCK_TIMEOUT":            21,
+		"REASON_NO_QUORUM":                    22,
+		"REASON_CONF_FS_UNAVAILABLE":          23,
+		"REASON_CONF_TOO_LARGE":               24,
+		"REASON_REVISION_NOT_FOUND":           25,
+		"REASON_PASSTHROUGH_IMPOSSIBLE":       26,
+		"REASON_GPU_NOT_FOUND":                30,
+		"REASON_GPU_BOUND_ELSEWHERE":          31,
+		"REASON_DRIVER_NOT_LOADED":            32,
+		"REASON_DEVICE_NODE_MISSING":          33,
+		"REASON_STOP_TIMEOUT":                 40,
+		"REASON_START_FAILED":                 41,
+		"REASON_START_ROLLED_BACK":            42,
+		"REASON_PCT_FAILED":                   43,
+		"REASON_HA_PENDING":                   44,
+		"REASON_HA_REFUSED":                   45,
+		"REASON_HOOK_FAILED":                  46,
+		"REASON_INIT_DIED":                    47,
+		"REASON_ATTACH_FAILED":                50,
+		"REASON_USER_NOT_FOUND":               51,
+		"REASON_DIRECTORY_NOT_USABLE":         52,
+		"REASON_FILE_NOT_FOUND":               53,
+		"REASON_FILE_REFUSED":                 54,
+		"REASON_FILE_NO_SPACE":                55,
+		"REASON_FILE_CHANGED":                 56,
+		"REASON_TRANSFER_BROKEN_OFF":          57,
+		"REASON_LIMIT_EXCEEDED":               60,
+		"REASON_NODE_UNREACHABLE":             70,
+		"REASON_NODE_NOT_FOUND":               71,
+		"REASON_CTID_ON_SEVERAL_NODES":        72,
+		"REASON_FLEET_INVALID":                73,
+		"REASON_RUN_NOT_FOUND":                74,
+		"REASON_RUN_IN_PROGRESS":              75,
+		"REASON_NOT_IN_FLEET":                 76,
+		"REASON_FLEET_UNREADABLE":             77,
+		"REASON_SHUTTING_DOWN":                78,
+		"REASON_STATE_UNAVAILABLE":            79,
+		"REASON_FEATURES_UNREADABLE":          80,
+		"REASON_INTERNAL":                     90,
+		"REASON_INSTALLER_SOURCE_NOT_ALLOWED": 100,
+		"REASON_INSTALLER_UNAVAILABLE":        101,
+		"REASON_INSTALLER_CHECKSUM_MISMATCH":  102,
+		"REASON_INSTALLER_INVALID":            103,
+		"REASON_INSTALLER_NOT_CACHED":         104,
+		"REASON_NODE_NO_SPACE":                105,
+		"REASON_LIBC_NOT_SUPPORTED":           106,
+		"REASON_DRIVER_PACKAGED":              107,
+		"REASON_CONTAINER_TOO_SMALL":          108,
+		"REASON_DRIVER_INSTALL_FAILED":        109,
+		"REASON_DRIVER_NOT_REMOVABLE":         110,
 	}
 )
 
@@ -312,7 +365,7 @@ var File_phoenix_error_v1_error_proto protoreflect.FileDescriptor
 
 const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\x88\v\n" +
+	"\x1cphoenix/error/v1/error.proto\x12\x10phoenix.error.v1*\xf2\r\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -364,7 +417,18 @@ const file_phoenix_error_v1_error_proto_rawDesc = "" +
 	"\x14REASON_SHUTTING_DOWN\x10N\x12\x1c\n" +
 	"\x18REASON_STATE_UNAVAILABLE\x10O\x12\x1e\n" +
 	"\x1aREASON_FEATURES_UNREADABLE\x10P\x12\x13\n" +
-	"\x0fREASON_INTERNAL\x10ZB/Z-phoenix.internal/gen/phoenix/error/v1;errorv1b\x06proto3"
+	"\x0fREASON_INTERNAL\x10Z\x12'\n" +
+	"#REASON_INSTALLER_SOURCE_NOT_ALLOWED\x10d\x12 \n" +
+	"\x1cREASON_INSTALLER_UNAVAILABLE\x10e\x12&\n" +
+	"\"REASON_INSTALLER_CHECKSUM_MISMATCH\x10f\x12\x1c\n" +
+	"\x18REASON_INSTALLER_INVALID\x10g\x12\x1f\n" +
+	"\x1bREASON_INSTALLER_NOT_CACHED\x10h\x12\x18\n" +
+	"\x14REASON_NODE_NO_SPACE\x10i\x12\x1d\n" +
+	"\x19REASON_LIBC_NOT_SUPPORTED\x10j\x12\x1a\n" +
+	"\x16REASON_DRIVER_PACKAGED\x10k\x12\x1e\n" +
+	"\x1aREASON_CONTAINER_TOO_SMALL\x10l\x12 \n" +
+	"\x1cREASON_DRIVER_INSTALL_FAILED\x10m\x12\x1f\n" +
+	"\x1bREASON_DRIVER_NOT_REMOVABLE\x10nB/Z-phoenix.internal/gen/phoenix/error/v1;errorv1b\x06proto3"
 
 var (
 	file_phoenix_error_v1_error_proto_rawDescOnce sync.Once
