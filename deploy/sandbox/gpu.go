@@ -1,86 +1,58 @@
 package sandbox
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"phoenix.internal/deploy/sandbox/nvidia"
 )
 
-// A GPU is made up: files in /proc and /sys and a device node with no driver behind it.
-type GPU struct {
-	PCI       string `json:"pci"`
-	UUID      string `json:"uuid"`
-	Minor     int    `json:"minor"`
-	Model     string `json:"model"`
-	MemoryMiB int    `json:"memory_mib"`
-	NUMANode  int    `json:"numa_node"`
-}
-
-// Majors are the device majors of a node's made-up NVIDIA drivers.
-type Majors struct {
-	NVIDIA int `json:"nvidia"`
-	UVM    int `json:"nvidia_uvm"`
-	Caps   int `json:"nvidia_caps"`
-}
-
-const defaultDriver = "580.105.08"
-
-// makeGPUs makes up the GPUs of node n, from 1. If reversed, the minors run against the PCI order, as
-// on machines where the driver probed them so.
-func makeGPUs(n, count int, reversed bool) []GPU {
-	gpus := make([]GPU, count)
-	for i := range gpus {
-		minor := i
-		if reversed {
-			minor = count - 1 - i
-		}
-		sum := sha256.Sum256(fmt.Appendf(nil, "phoenix sandbox node %d gpu %d", n, i))
-		u := hex.EncodeToString(sum[:16])
-		gpus[i] = GPU{
-			PCI:       fmt.Sprintf("0000:%02x:00.0", 1+0x40*(i%4)+i/4),
-			UUID:      fmt.Sprintf("GPU-%s-%s-%s-%s-%s", u[:8], u[8:12], u[12:16], u[16:20], u[20:]),
-			Minor:     minor,
-			Model:     "NVIDIA GeForce RTX 5060 Ti",
-			MemoryMiB: 16311,
-			NUMANode:  i % 2,
-		}
+// hardware makes up what node n, from 1, has of GPUs: the shape of its name, or plain cards.
+func hardware(n int, o Options) (nvidia.Host, error) {
+	if n <= len(o.Shapes) && o.Shapes[n-1] != "" {
+		return nvidia.Shape(o.Shapes[n-1], n)
 	}
-	return gpus
+	return nvidia.Plain(n, o.GPUs, o.ReverseMinors && n%2 == 0), nil
 }
 
 // chooseMajors picks majors that no driver of this machine has, so that opening a made-up node gives
-// ENXIO. The uvm major differs from node to node, as it does between real hosts.
-func chooseMajors(n int) (Majors, error) {
+// ENXIO, and that before does not have, but for the fixed ones. The uvm major differs from node to node, as it does
+// between real hosts.
+func chooseMajors(n int, before nvidia.Majors) (nvidia.Majors, error) {
 	taken, err := takenMajors("/proc/devices")
 	if err != nil {
-		return Majors{}, err
+		return nvidia.Majors{}, err
 	}
-	free := func(candidates ...int) (int, error) {
-		for _, m := range candidates {
-			if !slices.Contains(taken, m) {
-				taken = append(taken, m)
-				return m, nil
-			}
-		}
-		return 0, fmt.Errorf("no free device major among %v", candidates)
+	taken = append(taken, before.UVM, before.Caps, before.IMEX, before.NVLink)
+	var candidates []int
+	for major := 511; major > 480; major-- { // where the kernel looks when 234 to 254 are taken
+		candidates = append(candidates, major)
 	}
-	var m Majors
-	if m.NVIDIA, err = free(195, 196, 197, 60, 61, 62, 63); err != nil { // 60 to 63: experimental use
-		return m, err
-	}
-	uvm := []int{511, 510, 509, 508, 507, 506, 505, 504, 503, 502}
+	uvm := candidates
 	if n%2 == 0 {
-		uvm = uvm[3:]
+		uvm = candidates[3:]
 	}
-	if m.UVM, err = free(uvm...); err != nil {
-		return m, err
+	var m nvidia.Majors
+	for _, choice := range []struct {
+		major      *int
+		candidates []int
+	}{
+		{&m.NVIDIA, []int{195, 196, 197, 60, 61, 62, 63}}, // 60 to 63: experimental use
+		{&m.DRM, []int{226, 61, 62, 63, 120, 121}},
+		{&m.UVM, uvm}, {&m.Caps, candidates[10:]}, {&m.IMEX, candidates}, {&m.NVLink, candidates},
+	} {
+		i := slices.IndexFunc(choice.candidates, func(major int) bool { return !slices.Contains(taken, major) })
+		if i < 0 {
+			return m, fmt.Errorf("no free device major among %v", choice.candidates)
+		}
+		*choice.major = choice.candidates[i]
+		taken = append(taken, *choice.major)
 	}
-	m.Caps, err = free(501, 500, 499, 498, 497, 496)
-	return m, err
+	return m, nil
 }
 
 func takenMajors(path string) ([]int, error) {
@@ -98,4 +70,31 @@ func takenMajors(path string) ([]int, error) {
 		}
 	}
 	return majors, nil
+}
+
+// Tree is where the GPUs of a node that is up can be looked at and changed.
+func (s *Sandbox) Tree(node string) (nvidia.Tree, error) {
+	pid, err := s.holder(node)
+	if err != nil {
+		return nvidia.Tree{}, err
+	}
+	return nvidia.Tree{Root: fmt.Sprintf("/proc/%d/root", pid), State: s.hardwareFile(node)}, nil
+}
+
+// NodeTree is the same from within the node, for its stand-ins.
+func NodeTree() nvidia.Tree { return nvidia.Tree{Root: "/", State: inside + "/node/" + hardwareName} }
+
+// CoveredModprobe is the machine's own modprobe as a node sees it.
+const CoveredModprobe = inside + "/covered/usr/sbin/modprobe"
+
+const hardwareName = "nvidia.json"
+
+func (s *Sandbox) hardwareFile(node string) string { return s.NodeDir(node) + "/" + hardwareName }
+
+// bootID is what the kernel makes up at each boot.
+func bootID() string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x\n", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

@@ -107,7 +107,9 @@ func (n *Node) mount(dir string) error {
 	m.bind(dir+"/run", "/run")
 	m.mount("tmpfs", inside, "tmpfs", 0, "mode=0755")
 	m.bind(dir, m.dir(inside+"/node"))
-	dir = inside + "/node" // the old name may soon be covered
+	dir = inside + "/node"                      // the old name may soon be covered
+	self := m.file(inside + "/phoenix-sandbox") // this program, wherever it is
+	m.bind("/proc/self/exe", self)
 	m.mount("proc", m.dir(inside+"/proc"), "proc", 0, "")
 	m.mount("sysfs", m.dir(inside+"/sys"), "sysfs", 0, "")
 
@@ -115,25 +117,25 @@ func (n *Node) mount(dir string) error {
 	m.bind(dir+"/proc/devices", "/proc/devices")
 	// LXC puts containers beside the cgroup of the machine's init, which lies outside of this namespace.
 	m.bind(dir+"/proc/1/cgroup", "/proc/1/cgroup")
+	m.bind(dir+"/proc/boot_id", "/proc/sys/kernel/random/boot_id")
 
 	m.mount("sysfs", "/sys", "sysfs", 0, "")
 	m.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "")
 	// Without sight of AppArmor LXC leaves it alone: the sandbox has none of Proxmox's profiles.
 	m.extend("/sys/module", inside+"/sys/module", map[string]string{
-		"nvidia": dir + "/module/nvidia", "nvidia_uvm": dir + "/module/nvidia_uvm",
-		"nvidia_modeset": dir + "/module/nvidia_modeset", "apparmor": "",
+		"nvidia": "", "nvidia_uvm": "", "nvidia_modeset": "", "nvidia_drm": "", "apparmor": "",
 	})
 	m.extend("/sys/bus", inside+"/sys/bus", map[string]string{"pci": dir + "/pci"})
 
-	m.devices(n)
+	m.devices()
 
 	m.extend("/etc", m.keep("/etc"), map[string]string{
 		"pve": dir + "/pve", "phoenix": dir + "/etc-phoenix", "hostname": dir + "/etc/hostname", "hosts": dir + "/etc/hosts",
 		"pve-release": dir + "/etc/pve-release",
 	})
-	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct"})
+	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct", "modprobe": self})
 	m.extend("/usr/bin", m.keep("/usr/bin"), map[string]string{
-		"nvidia-smi": dir + "/bin/nvidia-smi", "pveversion": dir + "/bin/pveversion", "nvidia-modprobe": "",
+		"nvidia-smi": self, "nvidia-modprobe": self, "pveversion": dir + "/bin/pveversion",
 	})
 	m.extend("/usr/share/lxc/config", m.keep("/usr/share/lxc/config"), map[string]string{
 		"common.conf.d": dir + "/lxc-config/common.conf.d", "userns.conf.d": dir + "/lxc-config/userns.conf.d",
@@ -141,12 +143,14 @@ func (n *Node) mount(dir string) error {
 	m.extend("/var/lib", m.keep("/var/lib"), map[string]string{
 		"lxc": dir + "/var-lib-lxc", "phoenix": dir + "/var-lib-phoenix",
 	})
-	return m.err
+	if m.err != nil {
+		return m.err
+	}
+	return NodeTree().Boot()
 }
 
-// devices makes the node's /dev: a tmpfs with this machine's basic devices bound into it, and the
-// made-up ones.
-func (m *mounter) devices(n *Node) {
+// devices makes the node's /dev: a tmpfs with this machine's basic devices bound into it.
+func (m *mounter) devices() {
 	dev := m.dir(inside + "/dev")
 	m.mount("tmpfs", dev, "tmpfs", 0, "mode=0755")
 	for _, name := range []string{
@@ -166,32 +170,8 @@ func (m *mounter) devices(n *Node) {
 	} {
 		m.link(target, dev+"/"+name)
 	}
-	for _, d := range n.DeviceNodes() {
-		m.node(filepath.Join(inside, d.Path), d.Major, d.Minor)
-	}
+	m.dir(dev + "/char") // for links by number
 	m.mount(dev, "/dev", "", unix.MS_MOVE, "")
-}
-
-// A DeviceNode is a made-up node in a node's /dev.
-type DeviceNode struct {
-	Path         string
-	Major, Minor int
-}
-
-// DeviceNodes are the device nodes that a node has after Up.
-func (n *Node) DeviceNodes() []DeviceNode {
-	nodes := []DeviceNode{
-		{"/dev/nvidiactl", n.Majors.NVIDIA, 255},
-		{"/dev/nvidia-modeset", n.Majors.NVIDIA, 254},
-		{"/dev/nvidia-uvm", n.Majors.UVM, 0},
-		{"/dev/nvidia-uvm-tools", n.Majors.UVM, 1},
-		{"/dev/nvidia-caps/nvidia-cap1", n.Majors.Caps, 1},
-		{"/dev/nvidia-caps/nvidia-cap2", n.Majors.Caps, 2},
-	}
-	for _, gpu := range n.GPUs {
-		nodes = append(nodes, DeviceNode{fmt.Sprintf("/dev/nvidia%d", gpu.Minor), n.Majors.NVIDIA, gpu.Minor})
-	}
-	return nodes
 }
 
 // A mounter does one step after the other and remembers the first that did not work.
@@ -232,15 +212,6 @@ func (m *mounter) link(target, path string) {
 	if m.err == nil {
 		m.do("make link", os.Symlink(target, path))
 	}
-}
-
-func (m *mounter) node(path string, major, minor int) {
-	m.dir(filepath.Dir(path))
-	if m.err != nil {
-		return
-	}
-	m.do("make device node "+path, unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(uint32(major), uint32(minor)))))
-	m.do("set mode of "+path, os.Chmod(path, 0o666))
 }
 
 // keep binds a folder that is about to be covered to a place where it stays visible.

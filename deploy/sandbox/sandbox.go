@@ -17,6 +17,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"phoenix.internal/deploy/sandbox/nvidia"
 )
 
 // The demo's sandbox, and where it puts a configuration for phoenix-cli.
@@ -27,16 +29,17 @@ const (
 
 // Options say what Up makes.
 type Options struct {
-	Dir           string // of the sandbox; it must not exist, or be empty
-	Nodes         int    // pve1, pve2, ...; default 2
-	GPUs          int    // per node; default 2
-	ReverseMinors bool   // on nodes with an even number, the minors of the GPUs run against their PCI order
-	Fleet         string // path of a fleet file; a container is made and started for each entry; "": none
-	Pct           string // path of the program that becomes /usr/sbin/pct; default: pct beside this program
-	FeaturesDir   string // features_dir of the controller; default: the sandbox's own samples
-	Controller    string // listen address of the controller; default 127.0.0.1:7460
-	While         int    // a process: when it ends, the processes of the nodes are ended; 0: none
-	CLIConfig     string // path of a CLI configuration to write, and to remove at Down; "": none
+	Dir           string   // of the sandbox; it must not exist, or be empty
+	Nodes         int      // pve1, pve2, ...; default 2
+	GPUs          int      // per node; default 2
+	Shapes        []string // of pve1, pve2, ...: names of nvidia.Shape; "" or none: GPUs plain cards
+	ReverseMinors bool     // on nodes with an even number, the minors of the GPUs run against their PCI order
+	Fleet         string   // path of a fleet file; a container is made and started for each entry; "": none
+	Pct           string   // path of the program that becomes /usr/sbin/pct; default: pct beside this program
+	FeaturesDir   string   // features_dir of the controller; default: the sandbox's own samples
+	Controller    string   // listen address of the controller; default 127.0.0.1:7460
+	While         int      // a process: when it ends, the processes of the nodes are ended; 0: none
+	CLIConfig     string   // path of a CLI configuration to write, and to remove at Down; "": none
 }
 
 // A Sandbox is what lies in sandbox.json: what Up made.
@@ -46,6 +49,7 @@ type Sandbox struct {
 	Controller string `json:"controller"` // address
 	CLIConfig  string `json:"cli_config,omitempty"`
 	Fleet      string `json:"fleet,omitempty"`
+	While      int    `json:"while,omitempty"` // Options.While
 	Nodes      []Node `json:"nodes"`
 }
 
@@ -55,10 +59,9 @@ type Node struct {
 	Address string  `json:"address"` // of the node; only this machine can reach it
 	Gateway string  `json:"gateway"` // this machine's end
 	Link    string  `json:"link"`    // the interface at this machine's end
-	Majors  Majors  `json:"majors"`
-	GPUs    []GPU   `json:"gpus"`
-	Driver  string  `json:"driver"` // version
-	CTIDs   []int32 `json:"ctids"`  // made by Up, ascending
+	CTIDs   []int32 `json:"ctids"`   // made by Up, ascending
+
+	nvidia.Host // as it was when the sandbox was loaded
 }
 
 const (
@@ -81,6 +84,16 @@ func Load(dir string) (*Sandbox, error) {
 	s := &Sandbox{}
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, stateFile), err)
+	}
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		now, err := nvidia.Tree{State: s.hardwareFile(n.Name)}.Host()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // half-made
+		} else if err != nil {
+			return nil, err
+		}
+		n.Host = now
 	}
 	return s, nil
 }

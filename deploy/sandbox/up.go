@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"phoenix.internal/deploy/sandbox/nvidia"
 )
 
 // Up makes a sandbox: nodes, certificates, configurations and, with a fleet file, running containers. It
@@ -69,6 +71,9 @@ func (o *Options) complete() error {
 	}
 	if o.Nodes < 1 || o.Nodes > 16 {
 		return fmt.Errorf("%d nodes: between 1 and 16 are possible", o.Nodes)
+	}
+	if len(o.Shapes) > o.Nodes {
+		return fmt.Errorf("%d shapes for %d nodes", len(o.Shapes), o.Nodes)
 	}
 	if o.GPUs < 0 || o.GPUs > 16 {
 		return fmt.Errorf("%d GPUs: between 0 and 16 are possible", o.GPUs)
@@ -134,24 +139,26 @@ func (s *Sandbox) alive() bool {
 }
 
 func newSandbox(o Options, fleet *fleetFile) (*Sandbox, error) {
-	s := &Sandbox{Dir: o.Dir, Name: nameFor(o.Dir), Controller: o.Controller, CLIConfig: o.CLIConfig, Fleet: o.Fleet}
-	driver := defaultDriver
-	if fleet != nil && fleet.Driver != "" {
-		driver = fleet.Driver
-	}
+	s := &Sandbox{Dir: o.Dir, Name: nameFor(o.Dir), Controller: o.Controller, CLIConfig: o.CLIConfig, Fleet: o.Fleet, While: o.While}
 	addressesOf, err := addresses(o.Dir, s.Name, o.Nodes)
 	if err != nil {
 		return nil, err
 	}
 	for i := 1; i <= o.Nodes; i++ {
-		majors, err := chooseMajors(i)
+		host, err := hardware(i, o)
 		if err != nil {
 			return nil, err
+		}
+		if host.Majors, err = chooseMajors(i, nvidia.Majors{}); err != nil {
+			return nil, err
+		}
+		if fleet != nil && fleet.Driver != "" && len(o.Shapes) == 0 {
+			host.SetDriver(fleet.Driver)
 		}
 		gateway, address := addressesOf(i)
 		s.Nodes = append(s.Nodes, Node{
 			Name: fmt.Sprintf("pve%d", i), Address: address.String(), Gateway: gateway.String(),
-			Link: fmt.Sprintf("%s.%d", s.Name, i), Majors: majors, GPUs: makeGPUs(i, o.GPUs, o.ReverseMinors && i%2 == 0), Driver: driver,
+			Link: fmt.Sprintf("%s.%d", s.Name, i), Host: host,
 		})
 	}
 	return s, nil
@@ -168,7 +175,7 @@ func (s *Sandbox) up(ctx context.Context, o Options, fleet *fleetFile) error {
 		return err
 	}
 	for i := range s.Nodes {
-		if err := s.startNode(ctx, &s.Nodes[i], o); err != nil {
+		if err := s.makeNode(ctx, &s.Nodes[i], o.Pct); err != nil {
 			return fmt.Errorf("node %s: %w", s.Nodes[i].Name, err)
 		}
 	}
@@ -199,12 +206,23 @@ func makeDir(dir string) error {
 	return os.WriteFile(filepath.Join(dir, markerFile), nil, 0o644)
 }
 
-// startNode makes a node's files and the process that holds its namespaces.
-func (s *Sandbox) startNode(ctx context.Context, n *Node, o Options) error {
-	if err := n.writeFiles(s.NodeDir(n.Name), o.Pct); err != nil {
+// makeNode makes a node's files and switches it on.
+func (s *Sandbox) makeNode(ctx context.Context, n *Node, pct string) error {
+	if err := n.writeFiles(s.NodeDir(n.Name), pct); err != nil {
+		return err
+	}
+	if err := (nvidia.Tree{State: s.hardwareFile(n.Name)}).Create(n.Host); err != nil {
 		return err
 	}
 	if err := s.writeAgentConfig(n); err != nil {
+		return err
+	}
+	return s.startNode(ctx, n)
+}
+
+// startNode starts the process that holds a node's namespaces.
+func (s *Sandbox) startNode(ctx context.Context, n *Node) error {
+	if err := writeFile(filepath.Join(s.NodeDir(n.Name), "proc/boot_id"), bootID(), 0o644); err != nil {
 		return err
 	}
 	group, err := cgroupOf(s.Name)
@@ -226,7 +244,7 @@ func (s *Sandbox) startNode(ctx context.Context, n *Node, o Options) error {
 	if err != nil {
 		return err
 	}
-	holder := exec.Command(self, "hold", "--dir", s.Dir, "--while", fmt.Sprint(o.While), n.Name)
+	holder := exec.Command(self, "hold", "--dir", s.Dir, "--while", fmt.Sprint(s.While), n.Name)
 	holder.Dir = "/"
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:      true,

@@ -25,11 +25,12 @@ import (
 
 // Options say what to lay out. The zero value is one node with two GPUs and no container.
 type Options struct {
-	Nodes         int    // default 1
-	GPUs          int    // per node; default 2, -1: none
-	ReverseMinors bool   // on even nodes the minors run against the PCI order
-	Fleet         string // path of a fleet file; a running container is made for each entry
-	FeaturesDir   string // of the controller; default: the sandbox's samples
+	Nodes         int      // default 1
+	GPUs          int      // per node; default 2, -1: none
+	Shapes        []string // of the nodes: names of nvidia.Shape, instead of GPUs
+	ReverseMinors bool     // on even nodes the minors run against the PCI order
+	Fleet         string   // path of a fleet file; a running container is made for each entry
+	FeaturesDir   string   // of the controller; default: the sandbox's samples
 }
 
 // A Sandbox is up until its test ends.
@@ -62,6 +63,9 @@ func Up(t testing.TB, o Options) *Sandbox {
 	args := []string{
 		"up", "--dir", dir, "--nodes", fmt.Sprint(o.Nodes), "--gpus", fmt.Sprint(o.GPUs),
 		"--controller", FreeAddress(t), "--while", fmt.Sprint(os.Getpid()),
+	}
+	if len(o.Shapes) > 0 {
+		args = append(args, "--shape", strings.Join(o.Shapes, ","))
 	}
 	if o.ReverseMinors {
 		args = append(args, "--reverse-minors")

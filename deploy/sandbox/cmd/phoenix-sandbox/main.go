@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -16,12 +17,17 @@ import (
 
 	"phoenix.internal/deploy/sandbox"
 	"phoenix.internal/deploy/sandbox/demo"
+	"phoenix.internal/deploy/sandbox/nvidia"
 )
 
 // Namespaces belong to threads; commands that change them rely on running in the process's main one.
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if name := filepath.Base(os.Args[0]); nvidia.Knows(name) { // in a node
+		tools := nvidia.Tools{Tree: sandbox.NodeTree(), Modprobe: sandbox.CoveredModprobe, Out: os.Stdout, Err: os.Stderr}
+		os.Exit(tools.Main(name, os.Args[1:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := command().ExecuteContext(ctx)
 	stop()
@@ -48,6 +54,7 @@ func options(cmd *cobra.Command) *sandbox.Options {
 	flags := cmd.Flags()
 	flags.IntVar(&o.Nodes, "nodes", 2, "number of nodes: pve1, pve2, ...")
 	flags.IntVar(&o.GPUs, "gpus", 2, "made-up GPUs of each node")
+	flags.StringSliceVar(&o.Shapes, "shape", nil, "what pve1, pve2, ... have of GPUs and driver, instead of --gpus: "+strings.Join(nvidia.Shapes(), ", "))
 	flags.BoolVar(&o.ReverseMinors, "reverse-minors", false, "on pve2, pve4, ... the GPUs' minors run against their order")
 	flags.StringVar(&o.Fleet, "fleet", "", "fleet file; a running container is made for each entry")
 	flags.StringVar(&o.Pct, "pct", "", "program that becomes the nodes' /usr/sbin/pct (default: pct beside this program)")
