@@ -204,11 +204,18 @@ func (m *Manager) devicesExist(conf *pveconf.File) error {
 		if err != nil {
 			continue // Proxmox itself says what is wrong with it
 		}
-		path := filepath.Join(cmp.Or(m.GPUs.Dev, "/dev"), strings.TrimPrefix(d.Path, "/dev"))
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return &gpu.NodeError{Path: d.Path, Err: fmt.Errorf(
-				"the node does not have it, and with %s in its conf the container could not start again; correct or remove that line", e.Key)}
+		info, err := os.Stat(filepath.Join(cmp.Or(m.GPUs.Dev, "/dev"), strings.TrimPrefix(d.Path, "/dev")))
+		wrong := ""
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			wrong = "the node does not have it"
+		case err == nil && info.Mode()&fs.ModeDevice == 0:
+			wrong = "it is no device"
+		default:
+			continue
 		}
+		return &gpu.NodeError{Path: d.Path, Err: fmt.Errorf(
+			"%s, and with %s in its conf the container could not start again; correct or remove that line", wrong, e.Key)}
 	}
 	return nil
 }

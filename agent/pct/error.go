@@ -21,8 +21,10 @@ var (
 	ErrNoQuorum    = errors.New("node has no quorum")
 	ErrHA          = errors.New("Proxmox's HA stack refused the request")
 	ErrRequested   = errors.New("Proxmox's HA stack was asked to do it, and does it later")
-	ErrStartFailed = errors.New("LXC could not start the container")
 )
+
+// errStartFailed is for people alone: nothing follows from it but that the container did not start.
+var errStartFailed = errors.New("LXC could not start the container")
 
 // A HookError says that the container's hookscript refused, so that nothing was started.
 type HookError struct {
@@ -88,10 +90,8 @@ func (e *Error) Error() string {
 	}
 	if last := lastLine(e.Output); last != "" {
 		fmt.Fprintf(&b, ": %q", last)
-		if startupText.MatchString(last) {
-			for _, line := range firstLines(e.Output) {
-				fmt.Fprintf(&b, "; %q", line)
-			}
+		for _, line := range above(e.Output, startupText.MatchString(last)) {
+			fmt.Fprintf(&b, "; %q", line)
 		}
 	}
 	if e.Log != "" {
@@ -103,17 +103,20 @@ func (e *Error) Error() string {
 // startupText is the last line of a start that LXC failed; LXC's own words, the cause first, stand above it.
 var startupText = regexp.MustCompile(`^startup for container '[0-9]+' failed$`)
 
-// firstLines returns the first lines with something on them but the last, at most three, 200 bytes of each.
-func firstLines(output string) []string {
-	var first []string
+// above returns at most three of the lines above the last that have something on them, 200 bytes of each: the first, or
+// those nearest to the last, which are a hookscript's for example.
+func above(output string, first bool) []string {
+	var found []string
 	lines := strings.Split(strings.TrimSpace(output), "\n")
 	for _, line := range lines[:len(lines)-1] {
-		line = strings.TrimSpace(line)
-		if line != "" && len(first) < 3 {
-			first = append(first, line[:min(len(line), 200)])
+		if line = strings.TrimSpace(line); line != "" {
+			found = append(found, line[:min(len(line), 200)])
 		}
 	}
-	return first
+	if first {
+		return found[:min(len(found), 3)]
+	}
+	return found[max(0, len(found)-3):]
 }
 
 var lockFileText = regexp.MustCompile(`can't lock file '([^']*)'`)
@@ -154,7 +157,7 @@ var causes = []struct {
 	{"can't lock file '", ErrLockTimeout},
 	{"cluster not ready - no quorum?", ErrNoQuorum},
 	{"command 'ha-manager ", ErrHA}, // then the arguments and how it ended
-	{"startup for container '%d' failed", ErrStartFailed},
+	{"startup for container '%d' failed", errStartFailed},
 }
 
 var (
