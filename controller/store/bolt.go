@@ -217,23 +217,16 @@ func (b *Bolt) SaveContainer(id string, c Container) error {
 	return nil
 }
 
-// find returns the key of a container.
+// find returns the key of a container. It decodes none: a run of many containers saves each several times.
 func find(containers *bolt.Bucket, ctid int32) ([]byte, error) {
-	var key []byte
-	err := containers.ForEach(func(k, v []byte) error {
-		var c struct{ CTID int32 }
-		if err := json.Unmarshal(v, &c); err != nil {
-			return err
+	begin := fmt.Appendf(nil, `{"CTID":%d,`, ctid) // the first field of [Container]
+	c := containers.Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		if bytes.HasPrefix(v, begin) {
+			return bytes.Clone(k), nil
 		}
-		if c.CTID == ctid {
-			key = bytes.Clone(k)
-		}
-		return nil
-	})
-	if err == nil && key == nil {
-		err = ErrNotFound
 	}
-	return key, err
+	return nil, ErrNotFound
 }
 
 // Run implements [Store].

@@ -95,7 +95,7 @@ const (
 
 // A Container is a run's work on one container.
 type Container struct {
-	CTID   int32
+	CTID   int32 // first, for [Bolt] finds it by that in the JSON
 	Name   string
 	Node   string
 	State  StepState

@@ -79,6 +79,7 @@ func testSaveContainer(t *testing.T, s store.Store) {
 
 	for name, err := range map[string]error{
 		"another container": s.SaveContainer("r1", store.Container{CTID: 903}),
+		"the beginning":     s.SaveContainer("r1", store.Container{CTID: 90}),
 		"another run":       s.SaveContainer("r2", store.Container{CTID: 901}),
 	} {
 		if !errors.Is(err, store.ErrNotFound) {
