@@ -65,6 +65,33 @@ func (m *Manager) List(ctx context.Context) ([]Container, *gpu.Inventory, error)
 // observers is how many containers are observed at once.
 const observers = 16
 
+// Configured is [Manager.List] for who needs only CTID and Configured: it does not look at how containers run. One whose
+// conf cannot be read is left out.
+func (m *Manager) Configured(ctx context.Context) ([]Container, *gpu.Inventory, error) {
+	inv, err := m.GPUs.Scan(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctids, err := m.Confs.CTIDs()
+	if err != nil {
+		return nil, nil, err
+	}
+	reduced := InventoryOf(inv)
+	var list []Container
+	for _, ctid := range ctids {
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		b, err := m.Confs.Read(ctid)
+		if err != nil {
+			continue
+		}
+		configured, _ := passthrough.Of(pveconf.Parse(b), reduced)
+		list = append(list, Container{CTID: ctid, Configured: configured})
+	}
+	return list, inv, nil
+}
+
 // Get returns one container and its conf.
 func (m *Manager) Get(ctx context.Context, ctid int32) (Container, *pveconf.File, error) {
 	inv, err := m.GPUs.Scan(ctx)

@@ -194,6 +194,10 @@ func TestListWithAMonitorThatDoesNotAnswer(t *testing.T) {
 	if list[1].Running.State != lxcmon.Running {
 		t.Errorf("the other container: %+v", list[1].Running)
 	}
+	configured, _, err := n.Manager.Configured(t.Context())
+	if err != nil || len(configured) != 2 || configured[0].CTID != 901 || !cmp.Equal(gpus(&configured[0].Configured), []int{0}) {
+		t.Errorf("Configured: %+v, %v; want what both confs give, however they run", configured, err)
+	}
 }
 
 func BenchmarkList(b *testing.B) {
