@@ -15,7 +15,7 @@ type deviceServer struct {
 }
 
 func (s *deviceServer) ListDevices(ctx context.Context, _ *agentv1.ListDevicesRequest) (*agentv1.ListDevicesResponse, error) {
-	containers, inv, err := s.node.Containers.List(ctx)
+	containers, inv, err := s.node.Containers.Configured(ctx)
 	if err != nil {
 		return nil, err
 	}
