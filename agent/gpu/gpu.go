@@ -124,6 +124,9 @@ func (s *Scanner) scan(ctx context.Context) (*Inventory, error) {
 		return nil, err
 	}
 	s.addNodes(inv)
+	s.addGraphics(inv)
+	s.addMIG(inv)
+	s.addFabric(inv)
 	inv.Problems = problems(inv)
 	return inv, nil
 }
@@ -182,6 +185,7 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		gpu := byAddress[address]
 		if gpu == nil {
 			gpu = &GPU{PCIAddress: address, Minor: -1, Driver: NVIDIA, NUMANode: -1}
+			gpu.from(FromProc, "pci_address", "driver")
 			byAddress[address] = gpu
 		}
 		b, err := readIfExists(filepath.Join(known, name, "information"))
@@ -191,6 +195,11 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		}
 		info := parseInformation(b)
 		gpu.Model, gpu.UUID, gpu.Minor = info.model, info.uuid, info.minor
+		for field, known := range map[string]bool{"model": info.model != "", "uuid": info.uuid != "", "minor": info.minor >= 0} {
+			if known {
+				gpu.from(FromProc, field)
+			}
+		}
 		excluded[address] = info.excluded
 	}
 
@@ -206,6 +215,7 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		if gpu.Driver == NVIDIA && !excluded[gpu.PCIAddress] {
 			gpu.Index = index
 			index++
+			gpu.from(FromProc, "index")
 		}
 		if excluded[gpu.PCIAddress] {
 			inv.Problems = append(inv.Problems, fmt.Sprintf("GPU %s is excluded from use by the driver's parameter NVreg_ExcludedGpus.", gpu.PCIAddress))
@@ -216,6 +226,16 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 	return nil
 }
 
+// from notes where values come from.
+func (g *GPU) from(source string, fields ...string) {
+	if g.Sources == nil {
+		g.Sources = map[string]string{}
+	}
+	for _, f := range fields {
+		g.Sources[f] = source
+	}
+}
+
 // isGPU says whether a PCI device is an NVIDIA VGA or 3D controller.
 func isGPU(dir string) bool {
 	class := readLine(dir, "class")
@@ -224,11 +244,13 @@ func isGPU(dir string) bool {
 
 func readPCI(dir, address string) *GPU {
 	gpu := &GPU{PCIAddress: address, Minor: -1, Driver: None, NUMANode: -1}
+	gpu.from(FromSysfs, "pci_address", "driver")
 	if link, err := os.Readlink(filepath.Join(dir, "driver")); err == nil {
 		gpu.Driver = filepath.Base(link)
 	}
 	if node, err := strconv.Atoi(readLine(dir, "numa_node")); err == nil && node >= 0 {
 		gpu.NUMANode = node
+		gpu.from(FromSysfs, "numa_node")
 	}
 	return gpu
 }
@@ -249,6 +271,13 @@ func problems(inv *Inventory) []string {
 		minors[gpu.Minor] = gpu.PCIAddress
 		for _, n := range gpu.Nodes {
 			all = n.addProblem(all)
+		}
+		for _, m := range gpu.MIG {
+			for _, n := range m.Nodes {
+				if n.State != Missing { // NVIDIA's libraries make it at its first use, and Prepare
+					all = n.addProblem(all)
+				}
+			}
 		}
 	}
 	switch {

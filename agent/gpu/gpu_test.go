@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 	"phoenix.internal/agent/gpu"
 )
@@ -30,8 +31,12 @@ func want() *gpu.Inventory {
 			{Path: "/dev/nvidia-uvm-tools", Major: 511, Minor: 1, Mode: 0o666},
 			{Path: "/dev/nvidiactl", Major: 195, Minor: 255, Mode: 0o666},
 		},
+		Fabric: []gpu.DeviceNode{{Path: "/dev/nvidia-caps-imex-channels/channel0", Major: 235, State: gpu.Missing}},
 	}
 }
+
+// anySource leaves the sources out of a comparison; TestSources has them.
+var anySource = cmpopts.IgnoreFields(gpu.GPU{}, "Sources")
 
 func TestScan(t *testing.T) {
 	for _, test := range []struct {
@@ -126,6 +131,7 @@ func TestScan(t *testing.T) {
 			h.node("nvidia-uvm-tools", 243, 1)
 		}, func(inv *gpu.Inventory) {
 			inv.Majors = map[string]int{"nvidia": 195, "nvidia-frontend": 195, "nvidia-uvm": 243}
+			inv.Fabric = nil
 			inv.Shared[1].Major, inv.Shared[2].Major = 243, 243
 		}},
 		{"nodes that are no devices", func(h *host) {
@@ -183,7 +189,7 @@ func TestScan(t *testing.T) {
 			test.change(h)
 			want := want()
 			test.want(want)
-			if diff := cmp.Diff(want, h.scan()); diff != "" {
+			if diff := cmp.Diff(want, h.scan(), anySource); diff != "" {
 				t.Errorf("inventory (-want +got):\n%s", diff)
 			}
 		})
@@ -289,7 +295,7 @@ func TestFailure10AfterReboot(t *testing.T) {
 			if diff := cmp.Diff(test.problems, h.scan().Problems); diff != "" {
 				t.Errorf("problems (-want +got):\n%s", diff)
 			}
-			created, err := h.scanner().Prepare(t.Context(), []int{0, 1})
+			created, err := h.scanner().Prepare(t.Context(), minors(0, 1))
 			if diff := cmp.Diff(test.created, created); err != nil || diff != "" {
 				t.Errorf("prepare: %v, created (-want +got):\n%s", err, diff)
 			}
@@ -304,7 +310,7 @@ func TestFailure10AfterReboot(t *testing.T) {
 					t.Errorf("%s has major %d and mode %o, want %d and %o", n.Path, got, st.Mode, want, unix.S_IFCHR|0o666)
 				}
 			}
-			if created, err := h.scanner().Prepare(t.Context(), []int{0, 1}); err != nil || created != nil {
+			if created, err := h.scanner().Prepare(t.Context(), minors(0, 1)); err != nil || created != nil {
 				t.Errorf("second prepare: %q, %v, want nothing created", created, err)
 			}
 		})

@@ -1,6 +1,7 @@
 package gpu_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -139,8 +140,39 @@ func (h *host) information(address, text string) {
 func (h *host) node(name string, major, minor uint32) {
 	h.t.Helper()
 	path := filepath.Join(h.root, "dev", name)
+	h.must(os.MkdirAll(filepath.Dir(path), 0o755))
 	if err := unix.Mknod(path, unix.S_IFCHR, int(unix.Mkdev(major, minor))); err != nil {
 		h.t.Skipf("mknod %s: %v: device nodes need root", path, err)
 	}
 	h.must(os.Chmod(path, 0o666))
+}
+
+// minors is whole GPUs.
+func minors(all ...int) gpu.Want {
+	var want gpu.Want
+	for _, m := range all {
+		want.GPUs = append(want.GPUs, gpu.Ref{Minor: m})
+	}
+	return want
+}
+
+// capability lays out an access right of MIG or of the fabric.
+func (h *host) capability(path string, minor, mode int) {
+	h.t.Helper()
+	h.file("proc/driver/"+path, fmt.Sprintf("DeviceFileMinor: %d\nDeviceFileMode: %d\nDeviceFileModify: 1\n", minor, mode))
+}
+
+// mig divides the GPU of minor 1 into a GPU instance 1 with compute instances 0 and 2, and a GPU instance 13 with one.
+func (h *host) mig() {
+	h.t.Helper()
+	const dir = "nvidia/capabilities/"
+	h.capability(dir+"mig/config", 1, 0o400)
+	h.capability(dir+"mig/monitor", 2, 0o444)
+	h.capability(dir+"gpu1/mig/gi1/access", 147, 0o444)
+	h.capability(dir+"gpu1/mig/gi1/ci0/access", 148, 0o444)
+	h.capability(dir+"gpu1/mig/gi1/ci2/access", 150, 0o444)
+	h.capability(dir+"gpu1/mig/gi13/access", 255, 0o444)
+	h.capability(dir+"gpu1/mig/gi13/ci0/access", 256, 0o444)
+	h.capability(dir+"gpu1/mig/gi2/access", 156, 0o444) // without a compute instance
+	h.must(os.MkdirAll(filepath.Join(h.root, "proc/driver", dir, "gpu0/mig"), 0o755))
 }

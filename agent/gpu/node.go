@@ -67,10 +67,7 @@ func (s *Scanner) addNodes(inv *Inventory) {
 	if major == 0 {
 		major = staticMajor
 	}
-	uvm := inv.Majors[uvmDriver]
-	if uvm == 0 {
-		uvm = -1
-	}
+	uvm := majorOf(inv, uvmDriver)
 	for i, gpu := range inv.GPUs {
 		if gpu.Driver == NVIDIA && gpu.Minor >= 0 {
 			inv.GPUs[i].Nodes = []DeviceNode{s.node("nvidia"+strconv.Itoa(gpu.Minor), major, gpu.Minor)}
@@ -124,12 +121,25 @@ func (n DeviceNode) numbers() string {
 	return fmt.Sprintf("%d:%d", n.Major, n.Minor)
 }
 
-// Prepare makes device nodes that are missing, stale or no devices: of the GPUs with these minors,
-// nvidiactl, nvidia-uvm and nvidia-uvm-tools. It returns the paths of what it made or whose mode or
-// owner it corrected, sorted. If the module nvidia-uvm is not loaded it loads it.
+// A Ref names a GPU by its minor, or one MIG device of it.
+type Ref struct {
+	Minor int
+	MIG   *Instance // nil: the whole GPU
+}
+
+// A Want is what containers are to be given.
+type Want struct {
+	GPUs     []Ref
+	Graphics bool // nvidia-modeset and the DRM nodes of the cards
+	Fabric   bool // what an NVLink fabric needs
+}
+
+// Prepare makes device nodes that are missing, stale or no devices: what containers need that are given these GPUs, with
+// nvidiactl, nvidia-uvm and nvidia-uvm-tools. DRM nodes are the kernel's own and not made. It returns the paths of what it
+// made or whose mode or owner it corrected, sorted. It loads the modules that are needed and not loaded.
 //
 // The errors are [ErrDriverNotLoaded] and [*NodeError]; what was made before one is returned too.
-func (s *Scanner) Prepare(ctx context.Context, minors []int) (created []string, err error) {
+func (s *Scanner) Prepare(ctx context.Context, want Want) (created []string, err error) {
 	s.preparing.Lock()
 	defer s.preparing.Unlock()
 	inv, err := s.scan(ctx)
@@ -139,18 +149,27 @@ func (s *Scanner) Prepare(ctx context.Context, minors []int) (created []string, 
 	if inv.DriverVersion == "" || inv.Majors[NVIDIA] == 0 {
 		return nil, fmt.Errorf("prepare device nodes: nvidia: %w", ErrDriverNotLoaded)
 	}
-	if inv.Majors[uvmDriver] == 0 {
-		if err := s.loadUVM(ctx); err != nil {
-			return nil, fmt.Errorf("prepare device nodes: %s: %w: %w", uvmDriver, ErrDriverNotLoaded, err)
+	for _, m := range []struct {
+		name string
+		need bool
+	}{
+		{uvmDriver, inv.Majors[uvmDriver] == 0},
+		{drmDriver, want.Graphics && !s.loaded(drmDriver)},
+	} {
+		if !m.need {
+			continue
+		}
+		if err := s.load(ctx, m.name); err != nil {
+			return nil, fmt.Errorf("prepare device nodes: %s: %w: %w", m.name, ErrDriverNotLoaded, err)
 		}
 		if inv, err = s.scan(ctx); err != nil {
 			return nil, fmt.Errorf("prepare device nodes: %w", err)
 		}
-		if inv.Majors[uvmDriver] == 0 {
-			return nil, fmt.Errorf("prepare device nodes: %s: %w", uvmDriver, ErrDriverNotLoaded)
-		}
 	}
-	nodes, err := wanted(inv, minors)
+	if inv.Majors[uvmDriver] == 0 {
+		return nil, fmt.Errorf("prepare device nodes: %s: %w", uvmDriver, ErrDriverNotLoaded)
+	}
+	nodes, err := wanted(inv, want)
 	if err != nil {
 		return nil, err
 	}
@@ -158,11 +177,20 @@ func (s *Scanner) Prepare(ctx context.Context, minors []int) (created []string, 
 	if err != nil {
 		return nil, fmt.Errorf("prepare device nodes: %w", err)
 	}
-	rules := parseParams(b)
+	rules, capabilities := parseParams(b), s.capabilityRules(inv)
 	for _, n := range nodes {
-		p := rules
-		if strings.HasPrefix(n.Path, "/dev/"+uvmDriver) {
+		p, ok := capabilities[n.Path]
+		switch {
+		case ok:
+		case strings.HasPrefix(n.Path, "/dev/"+uvmDriver), strings.HasPrefix(n.Path, "/dev/"+imexDir+"/"):
 			p = params{modify: true, mode: 0o666} // nvidia-modprobe does not consult the rules for these
+		case strings.HasPrefix(n.Path, "/dev/dri/"):
+			if n.State != OK {
+				return created, &NodeError{Path: n.Path, Err: fmt.Errorf("it is %s; the kernel and udev make it when nvidia-drm is loaded", n.State)}
+			}
+			continue
+		default:
+			p = rules
 		}
 		changed, err := s.prepare(n, p)
 		if err != nil {
@@ -175,20 +203,41 @@ func (s *Scanner) Prepare(ctx context.Context, minors []int) (created []string, 
 	return created, nil
 }
 
-// wanted returns the nodes that containers with these GPUs need, by path.
-func wanted(inv *Inventory, minors []int) ([]DeviceNode, error) {
+// wanted returns the nodes that containers need for what is wanted, by path.
+func wanted(inv *Inventory, want Want) ([]DeviceNode, error) {
 	var nodes []DeviceNode
 	for _, n := range inv.Shared {
-		if n.Path != "/dev/nvidia-modeset" {
+		if n.Path != "/dev/nvidia-modeset" || want.Graphics {
 			nodes = append(nodes, n)
 		}
 	}
-	for _, minor := range minors {
-		i := slices.IndexFunc(inv.GPUs, func(g GPU) bool { return g.Driver == NVIDIA && g.Minor == minor })
-		if i < 0 || minor < 0 {
-			return nil, &NodeError{Path: "/dev/nvidia" + strconv.Itoa(minor), Err: errors.New("no GPU that is bound to nvidia has this minor number")}
+	for _, ref := range want.GPUs {
+		i := slices.IndexFunc(inv.GPUs, func(g GPU) bool { return g.Driver == NVIDIA && g.Minor == ref.Minor })
+		path := "/dev/nvidia" + strconv.Itoa(ref.Minor)
+		if i < 0 || ref.Minor < 0 {
+			return nil, &NodeError{Path: path, Err: errors.New("no GPU that is bound to nvidia has this minor number")}
 		}
-		nodes = append(nodes, inv.GPUs[i].Nodes...)
+		g := inv.GPUs[i]
+		nodes = append(nodes, g.Nodes...)
+		if ref.MIG != nil {
+			m := slices.IndexFunc(g.MIG, func(m MIGDevice) bool { return m.Instance == *ref.MIG })
+			if m < 0 {
+				return nil, &NodeError{Path: path, Err: fmt.Errorf("the GPU has no MIG device of GPU instance %d and compute instance %d", ref.MIG.GPU, ref.MIG.Compute)}
+			}
+			nodes = append(nodes, g.MIG[m].Nodes...)
+		}
+		if want.Graphics {
+			if len(g.Graphics) == 0 {
+				return nil, &NodeError{Path: "/dev/dri", Err: fmt.Errorf("GPU %s has no DRM nodes, which graphics needs", g.PCIAddress)}
+			}
+			nodes = append(nodes, g.Graphics...)
+		}
+	}
+	if want.Fabric {
+		if len(inv.Fabric) == 0 {
+			return nil, &NodeError{Path: "/dev/" + imexDir, Err: errors.New("the driver knows of no fabric on this node")}
+		}
+		nodes = append(nodes, inv.Fabric...)
 	}
 	slices.SortFunc(nodes, func(a, b DeviceNode) int { return strings.Compare(a.Path, b.Path) })
 	return slices.CompactFunc(nodes, func(a, b DeviceNode) bool { return a.Path == b.Path }), nil
@@ -198,7 +247,7 @@ func wanted(inv *Inventory, minors []int) ([]DeviceNode, error) {
 // is not run: it is not part of every installation, tells nothing about what it did, and does
 // nothing at all, successfully, where the driver's parameters forbid it.
 func (s *Scanner) prepare(n DeviceNode, p params) (changed bool, err error) {
-	path := filepath.Join(s.dev(), filepath.Base(n.Path))
+	path := filepath.Join(s.dev(), strings.TrimPrefix(n.Path, "/dev/"))
 	if n.State == OK {
 		if !p.modify {
 			return false, nil
@@ -208,8 +257,14 @@ func (s *Scanner) prepare(n DeviceNode, p params) (changed bool, err error) {
 	if !p.modify {
 		return false, fmt.Errorf("it is %s, and the driver's parameter NVreg_ModifyDeviceFiles=0 forbids making it", n.State)
 	}
+	if n.Major < 0 {
+		return false, fmt.Errorf("it is %s, and its driver has no major", n.State)
+	}
+	if err := s.makeDir(filepath.Dir(path)); err != nil {
+		return false, err
+	}
 	// Made beside and renamed: nobody sees the path without a node, or with a node that lacks its mode.
-	temporary := filepath.Join(s.dev(), ".phoenix."+filepath.Base(n.Path))
+	temporary := filepath.Join(filepath.Dir(path), ".phoenix."+filepath.Base(path))
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
@@ -224,6 +279,19 @@ func (s *Scanner) prepare(n DeviceNode, p params) (changed bool, err error) {
 		return false, errors.Join(err, os.Remove(temporary))
 	}
 	return true, s.link(n)
+}
+
+// makeDir makes the folder of capability nodes, as nvidia-modprobe does, whatever the umask.
+func (s *Scanner) makeDir(dir string) error {
+	if dir == filepath.Clean(s.dev()) {
+		return nil
+	}
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // setMode gives a node the mode and owner it should have, and says whether it had others.
@@ -254,7 +322,7 @@ func (s *Scanner) link(n DeviceNode) error {
 		return nil
 	}
 	link := filepath.Join(dir, fmt.Sprintf("%d:%d", n.Major, n.Minor))
-	target := "../" + filepath.Base(n.Path)
+	target := "../" + strings.TrimPrefix(n.Path, "/dev/")
 	if now, err := os.Readlink(link); err == nil && (now == target || now == n.Path) {
 		return nil
 	}
@@ -264,18 +332,28 @@ func (s *Scanner) link(n DeviceNode) error {
 	return os.Symlink(target, link)
 }
 
-// loadUVM loads the module nvidia-uvm, which else waits for the first CUDA program of the host.
-func (s *Scanner) loadUVM(ctx context.Context) error {
+// loaded says whether a module is there and ready.
+func (s *Scanner) loaded(module string) bool {
+	dir := filepath.Join(s.sys(), "module", strings.ReplaceAll(module, "-", "_"))
+	if _, err := os.Stat(dir); err != nil {
+		return false
+	}
+	state := readLine(dir, "initstate")
+	return state == "" || state == "live"
+}
+
+// load loads a module: nvidia-uvm, for example, else waits for the first CUDA program of the host.
+func (s *Scanner) load(ctx context.Context, module string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	out := &limited{max: 4 << 10}
-	cmd := exec.CommandContext(ctx, or(s.Modprobe, "/sbin/modprobe"), uvmDriver)
+	cmd := exec.CommandContext(ctx, or(s.Modprobe, "/sbin/modprobe"), module)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("modprobe %s: %w: %q", uvmDriver, err, strings.TrimSpace(string(out.b)))
+		return fmt.Errorf("modprobe %s: %w: %q", module, err, strings.TrimSpace(string(out.b)))
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestPrepare(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			h := newGPUHost(t)
 			test.change(h)
-			created, err := h.scanner().Prepare(t.Context(), test.minors)
+			created, err := h.scanner().Prepare(t.Context(), minors(test.minors...))
 			if diff := cmp.Diff(test.created, created); err != nil || diff != "" {
 				t.Errorf("prepare %v: %v, created (-want +got):\n%s", test.minors, err, diff)
 			}
@@ -73,7 +73,7 @@ func TestPrepareLinks(t *testing.T) {
 	h := newGPUHost(t)
 	h.remove("dev/nvidia-uvm")
 	h.must(os.Mkdir(filepath.Join(h.root, "dev/char"), 0o755))
-	if _, err := h.scanner().Prepare(t.Context(), []int{0}); err != nil {
+	if _, err := h.scanner().Prepare(t.Context(), minors(0)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.Readlink(filepath.Join(h.root, "dev/char/511:0")); err != nil || got != "../nvidia-uvm" {
@@ -116,7 +116,7 @@ func TestPrepareErrors(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			h := newGPUHost(t)
 			test.change(h)
-			created, err := h.scanner().Prepare(t.Context(), test.minors)
+			created, err := h.scanner().Prepare(t.Context(), minors(test.minors...))
 			if err == nil || err.Error() != test.text || created != nil {
 				t.Errorf("prepare %v: %q, %v, want %s", test.minors, created, err, test.text)
 			}
@@ -139,7 +139,7 @@ func TestPrepareStopsHalfWay(t *testing.T) {
 	h.remove("dev/nvidia-uvm")
 	h.remove("dev/nvidia0")
 	h.must(os.Mkdir(filepath.Join(h.root, "dev/nvidia0"), 0o755))
-	created, err := h.scanner().Prepare(t.Context(), []int{0})
+	created, err := h.scanner().Prepare(t.Context(), minors(0))
 	if e, ok := errors.AsType[*gpu.NodeError](err); !ok || e.Path != "/dev/nvidia0" {
 		t.Errorf("prepare: %v, want a NodeError of /dev/nvidia0", err)
 	}

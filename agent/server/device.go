@@ -39,15 +39,15 @@ func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareD
 	if err != nil {
 		return nil, err
 	}
-	minors := make([]int, len(gpus))
+	var want gpu.Want
 	wanted := make(map[string]bool)
-	for i, g := range gpus {
-		minors[i] = g.Minor
+	for _, g := range gpus {
+		want.GPUs = append(want.GPUs, gpu.Ref{Minor: g.Minor})
 		for _, n := range g.Nodes {
 			wanted[n.Path] = true
 		}
 	}
-	created, err := scanner.Prepare(ctx, minors)
+	created, err := scanner.Prepare(ctx, want)
 	if err != nil {
 		return nil, err
 	}
