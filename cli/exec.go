@@ -241,6 +241,9 @@ func eachOutput(stream controllerv1.ContainerService_ExecClient, do func(*contro
 		if err != nil {
 			return nil, err
 		}
+		if out := r.GetOutput(); out != nil {
+			out.Padding = nil // tells nothing to anybody who reads JSON
+		}
 		if err := do(r); err != nil {
 			return nil, err
 		}

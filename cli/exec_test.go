@@ -124,7 +124,8 @@ func TestExecEnd(t *testing.T) {
 		{"answer without an end", "exec 901 x", func(r remote) error { return r.stdout("a") },
 			result{stdout: "a", code: 1, stderr: "phoenix-cli: exec in CTID 901: the answer ended before the command did\n"}},
 		{"JSON", "exec --json 901 x", func(r remote) error {
-			return errors.Join(r.stdout("hi"), r.exit(done(3)))
+			padded := &typev1.ExecOutput{Output: &typev1.ExecOutput_Stdout{Stdout: []byte("hi")}, Padding: make([]byte, 512)}
+			return errors.Join(r.Send(&controllerv1.ExecResponse{Output: padded}), r.exit(done(3)))
 		}, result{code: 3, stdout: `{"output":{"started":{"instance":""}}}` + "\n" + `{"output":{"stdout":"aGk="}}` + "\n" +
 			`{"output":{"exit":{"code":3,"output_complete":true,"timed_out":false,"idled_out":false,"not_started":false,"survivors":[],"more_survivors":0}}}` + "\n"}},
 	} {

@@ -34,10 +34,6 @@ const (
 	maxExecTimeout     = 24 * time.Hour
 	// maxUnread is how long a caller may leave output unread while its command waits.
 	maxUnread = 10 * time.Minute
-	// outputChunk is what one message of output holds. With its headers it fits into one HTTP/2 frame, and into a buffer
-	// of 16 KiB: grpc's next ones but one have 1 MiB (mem.DefaultBufferPool), and several wait for a caller that does not
-	// read.
-	outputChunk = 16<<10 - 64
 	// queuedStdin is how many bytes of stdin wait for a command that does not read: what comes after them in the stream,
 	// a signal for example, is not held up by them.
 	queuedStdin = 128 << 10
@@ -285,39 +281,3 @@ func (s *execServer) enter(ctid int32) (leave func(), err error) {
 		}
 	}, nil
 }
-
-// outputs sends the command's output. Send blocks while the caller does not read: that is the back-pressure we want.
-type outputs struct {
-	mu     sync.Mutex
-	stream agentv1.ExecService_ExecServer
-
-	once  sync.Once
-	stuck chan struct{} // closed when the caller has left output unread for too long
-}
-
-func (o *outputs) giveUp() { o.once.Do(func() { close(o.stuck) }) }
-
-func (o *outputs) send(out *typev1.ExecOutput) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	unread := time.AfterFunc(maxUnread, o.giveUp)
-	defer unread.Stop()
-	return o.stream.Send(&agentv1.ExecResponse{Output: out})
-}
-
-func (o *outputs) writer(wrap func([]byte) *typev1.ExecOutput) io.Writer {
-	return writerFunc(func(b []byte) (int, error) {
-		n := 0
-		for chunk := range slices.Chunk(b, outputChunk) {
-			if err := o.send(wrap(chunk)); err != nil {
-				return n, err
-			}
-			n += len(chunk)
-		}
-		return n, nil
-	})
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

@@ -290,6 +290,30 @@ func TestExecInstanceChanges(t *testing.T) {
 	}
 }
 
+// A message is as long as the memory that it takes while nobody reads it.
+func TestExecPadding(t *testing.T) {
+	n := newNode(t)
+	if err := n.Runtime.Start(t.Context(), 901); err != nil {
+		t.Fatal(err)
+	}
+	stream := execStream(t, n)
+	send(t, stream, startCommand(&typev1.ExecStart{Ctid: 901, Argv: []string{"cat"}, Stdin: true}))
+	if _, err := stream.Recv(); err != nil { // started
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ bytes, want int }{{1, 512}, {512, 512}, {513, 513}, {960, 960}, {961, 4032}, {4032, 4032}} {
+		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Stdin{Stdin: make([]byte, test.bytes)}})
+		resp, err := stream.Recv() // cat writes what it reads, and a pipe gives that much in one piece
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := resp.GetOutput()
+		if len(out.GetStdout()) != test.bytes || len(out.GetStdout())+len(out.GetPadding()) != test.want {
+			t.Errorf("%d bytes came as %d with %d of padding, want %d in all", test.bytes, len(out.GetStdout()), len(out.GetPadding()), test.want)
+		}
+	}
+}
+
 // A signal must reach a command that does not read its stdin.
 func TestExecSignalBehindUnreadStdin(t *testing.T) {
 	n := newNode(t)

@@ -27,10 +27,21 @@ const (
 	clientWindow = 64 << 10 // of this test's client, which is in the same process as the agent
 )
 
-// TestExecUnreadOutput holds the agent to its bound where nobody reads an output of two gigabytes: of one command, and
-// of all that a node runs at a time. It counts what the commands could write until they had to wait, and what this
-// process has come to hold by then. A slow machine can only make both smaller.
+// TestExecUnreadOutput holds the agent to its bound where nobody reads an output of two gigabytes, and one that comes byte
+// by byte before it: of one command, and of all that a node runs at a time. It counts what the commands could write until
+// they had to wait, and what this process has come to hold by then. A slow machine can only make both smaller.
 func TestExecUnreadOutput(t *testing.T) {
+	// A number that no other process on this machine has in its command line.
+	head := []string{"head", "-c", strconv.FormatInt(2<<30+rand.Int64N(1<<20), 10), "/dev/zero"}
+	t.Run("two gigabytes", func(t *testing.T) { testUnreadOutput(t, head, head) })
+	t.Run("byte by byte", func(t *testing.T) {
+		const bytes = "i=0; while [ $i -lt 20000 ]; do printf x; i=$((i+1)); done; exec "
+		testUnreadOutput(t, []string{"sh", "-c", bytes + strings.Join(head, " ")}, head)
+	})
+}
+
+// testUnreadOutput runs a command that becomes another one before its output ends.
+func testUnreadOutput(t *testing.T, argv, becomes []string) {
 	n := agenttest.New(t, agenttest.Options{})
 	for ctid := int32(901); ctid <= 908; ctid++ {
 		n.PutConf(ctid, plain)
@@ -65,11 +76,8 @@ func TestExecUnreadOutput(t *testing.T) {
 	}
 	before := heldBytes()
 
-	// A number that no other process on this machine has in its command line.
-	size := strconv.FormatInt(2<<30+rand.Int64N(1<<20), 10)
-	argv := []string{"head", "-c", size, "/dev/zero"}
 	run(901, argv...)
-	written := awaitBlocked(t, argv, 1)
+	written := awaitBlocked(t, becomes, 1)
 	held := heldBytes() - before
 	t.Logf("one command could write %d KiB; %d KiB held", written>>10, held>>10)
 	if most := int64(kernelPipe + heldByAgent + clientWindow); written > most {
@@ -79,7 +87,7 @@ func TestExecUnreadOutput(t *testing.T) {
 	for i := range int32(63) {
 		run(901+(i+1)%8, argv...)
 	}
-	written = awaitBlocked(t, argv, 64)
+	written = awaitBlocked(t, becomes, 64)
 	held = heldBytes() - before
 	t.Logf("64 commands could write %d KiB; %d KiB held, those of the client among them", written>>10, held>>10)
 	if most := int64(64 * (kernelPipe + heldByAgent + clientWindow)); written > most {

@@ -452,7 +452,10 @@ type ExecOutput struct {
 	//	*ExecOutput_Stdout
 	//	*ExecOutput_Stderr
 	//	*ExecOutput_Exit
-	Output        isExecOutput_Output `protobuf_oneof:"output"`
+	Output isExecOutput_Output `protobuf_oneof:"output"`
+	// Output only. Of no meaning. It makes a small message longer, so that flow control, which counts bytes, also bounds
+	// how many messages wait for a caller that does not read.
+	Padding       []byte `protobuf:"bytes,5,opt,name=padding,proto3,oneof" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -526,6 +529,13 @@ func (x *ExecOutput) GetExit() *ExecExit {
 		if x, ok := x.Output.(*ExecOutput_Exit); ok {
 			return x.Exit
 		}
+	}
+	return nil
+}
+
+func (x *ExecOutput) GetPadding() []byte {
+	if x != nil {
+		return x.Padding
 	}
 	return nil
 }
@@ -799,14 +809,17 @@ const file_phoenix_type_v1_exec_proto_rawDesc = "" +
 	"\x04rows\x18\x02 \x01(\x05R\x04rows\" \n" +
 	"\n" +
 	"ExecSignal\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xb5\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xe0\x01\n" +
 	"\n" +
 	"ExecOutput\x128\n" +
 	"\astarted\x18\x01 \x01(\v2\x1c.phoenix.type.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12/\n" +
-	"\x04exit\x18\x04 \x01(\v2\x19.phoenix.type.v1.ExecExitH\x00R\x04exitB\b\n" +
-	"\x06output\")\n" +
+	"\x04exit\x18\x04 \x01(\v2\x19.phoenix.type.v1.ExecExitH\x00R\x04exit\x12\x1d\n" +
+	"\apadding\x18\x05 \x01(\fH\x01R\apadding\x88\x01\x01B\b\n" +
+	"\x06outputB\n" +
+	"\n" +
+	"\b_padding\")\n" +
 	"\vExecStarted\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\"\x86\x02\n" +
 	"\bExecExit\x12\x12\n" +
