@@ -6,6 +6,14 @@ type Explanation struct {
 	Advice  string // empty if nothing is to be done
 }
 
+// String returns the meaning and the advice, divided by "; ".
+func (e Explanation) String() string {
+	if e.Advice == "" {
+		return e.Meaning
+	}
+	return e.Meaning + "; " + e.Advice
+}
+
 // explanations are for a device that the conf gives.
 var explanations = map[Outcome]Explanation{
 	Opened: {"can be opened", ""},
@@ -38,7 +46,7 @@ var unexpected = map[Outcome]Explanation{
 }
 
 // outOfReach explains every other outcome of a device that the conf does not give.
-var outOfReach = Explanation{"is not given, and out of reach", ""}
+var outOfReach = Explanation{"not given, and out of reach", ""}
 
 // Explain says what a result means for a device that the conf gives, or does not.
 func (r Result) Explain(given bool) Explanation {

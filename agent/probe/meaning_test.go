@@ -30,8 +30,8 @@ func TestExplain(t *testing.T) {
 		{"not given but open", probe.Result{Outcome: probe.Opened}, false, "can be opened although the conf does not give it", "restart the container if"},
 		{"not given, no driver", probe.Result{Outcome: probe.NoDriver}, false, "is let through by the device cgroup although", "restart the container if"},
 		{"not given, hang", probe.Result{Outcome: probe.Timeout}, false, "is let through, or so it seems", "look at the host's kernel log"},
-		{"not given, denied", probe.Result{Outcome: probe.Denied}, false, "is not given, and out of reach", ""},
-		{"not given, absent", probe.Result{Outcome: probe.Absent}, false, "is not given, and out of reach", ""},
+		{"not given, denied", probe.Result{Outcome: probe.Denied}, false, "not given, and out of reach", ""},
+		{"not given, absent", probe.Result{Outcome: probe.Absent}, false, "not given, and out of reach", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := test.result.Explain(test.given)

@@ -281,7 +281,7 @@ func operationOf(field string, op *agentv1.ConfOperation) (container.Operation, 
 func probeResultOf(r probe.Result, d container.ProbeDevice) *typev1.ProbeResult {
 	return &typev1.ProbeResult{
 		Path: r.Path, GpuIndex: int32(d.GPUIndex), Expected: d.Expected, Outcome: outcomeOf(r.Outcome),
-		Errno: r.Errno, Major: int32(r.Major), Minor: int32(r.Minor), Message: meaning(r, d),
+		Errno: r.Errno, Major: int32(r.Major), Minor: int32(r.Minor), Message: r.Explain(d.Expected).String(),
 	}
 }
 
@@ -305,34 +305,4 @@ func outcomeOf(o probe.Outcome) typev1.ProbeOutcome {
 		return typev1.ProbeOutcome_PROBE_OUTCOME_TIMEOUT
 	}
 	return typev1.ProbeOutcome_PROBE_OUTCOME_FAILED
-}
-
-// meaning says what an outcome means for a device that is, or is not, meant to be given.
-func meaning(r probe.Result, d container.ProbeDevice) string {
-	if !d.Expected {
-		switch r.Outcome {
-		case probe.Opened, probe.NoDriver:
-			return "can be reached although the conf does not give it; restart the container if its conf was changed"
-		}
-		return "not given, and out of reach"
-	}
-	switch r.Outcome {
-	case probe.Opened:
-		return "can be opened"
-	case probe.NoDriver:
-		return "can be reached, but no driver answers: is the GPU lost, or the driver unloaded?"
-	case probe.Denied:
-		return "the device cgroup refuses it: its rule is missing or names other numbers; apply, then restart"
-	case probe.NoPermission:
-		return "its mode or owner refuses it: look at the device node on the host, or at mode= of its devN"
-	case probe.Absent:
-		return "is not in the container: it was started before the conf gave it; restart it"
-	case probe.NotADevice:
-		return "is no device: its source was missing when the container started; restart it"
-	case probe.WrongNumber:
-		return "has other numbers than on the host: the driver was loaded anew; restart the container"
-	case probe.Timeout:
-		return "did not answer in time: the driver or the GPU hangs; look at the host's kernel log"
-	}
-	return "could not be opened: " + r.Errno
 }
