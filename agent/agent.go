@@ -20,6 +20,7 @@ import (
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/server"
@@ -53,9 +54,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		log.Info("leftovers of an earlier agent removed", "files", removed)
 	}
 	attacher := attach.Attacher{}
+	scanner := &gpu.Scanner{}
 	manager := &container.Manager{
 		Confs:          confs,
-		GPUs:           &gpu.Scanner{},
+		GPUs:           scanner,
 		Runtime:        &container.Proxmox{},
 		StateDir:       cfg.StateDir,
 		AllowedOptions: cfg.AllowedLXCOptions,
@@ -69,8 +71,15 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Prober:     &probe.Prober{Attacher: attacher},
 		Attacher:   attacher,
 		Files:      &transfer.Mover{Attacher: attacher},
-		Facts:      server.Facts{LXCVersion: lxcVersion(ctx)},
-		Log:        log,
+		Health: &health.Monitor{
+			KernelLog: cfg.KernelLog,
+			File:      filepath.Join(cfg.StateDir, "health.json"),
+			Classes:   cfg.xidClasses(),
+			Present:   scanner.Served,
+			Log:       log,
+		},
+		Facts: server.Facts{LXCVersion: lxcVersion(ctx)},
+		Log:   log,
 	}, tlsConfig)
 	return Serve(ctx, cfg.Listen, srv, manager, log)
 }

@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/viper"
+
+	"phoenix.internal/agent/xid"
 )
 
 // Config is everything that can be set. Its keys, in a YAML file, are the names in the tags; PHOENIX_AGENT_ and a key in
@@ -22,6 +27,9 @@ type Config struct {
 	StateDir          string    `mapstructure:"state_dir"`           // revisions, unfinished restarts
 	AllowedLXCOptions []string  `mapstructure:"allowed_lxc_options"` // key=value
 	Log               LogConfig `mapstructure:"log"`
+	KernelLog         string    `mapstructure:"kernel_log"` // where errors of GPUs are read
+	// XIDClasses overrides the class of errors of GPUs: the XID, and a name as xid.ParseClass takes it.
+	XIDClasses map[string]string `mapstructure:"xid_classes"`
 }
 
 // TLSConfig names PEM files.
@@ -53,6 +61,8 @@ func LoadConfig(path string) (Config, error) {
 		"tls.ca_file":         "",
 		"state_dir":           "/var/lib/phoenix",
 		"allowed_lxc_options": []string{},
+		"kernel_log":          "/dev/kmsg",
+		"xid_classes":         map[string]string{},
 		"log.level":           "info",
 		"log.format":          "text",
 	} {
@@ -114,6 +124,17 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("allowed_lxc_options[%d]", i), "%q is not lxc.KEY=VALUE", option)
 		}
 	}
+	if !strings.HasPrefix(c.KernelLog, "/") {
+		bad("kernel_log", "%q is not an absolute path", c.KernelLog)
+	}
+	for _, code := range slices.Sorted(maps.Keys(c.XIDClasses)) {
+		if n, err := strconv.Atoi(code); err != nil || n < 1 {
+			bad("xid_classes", "%q is no XID", code)
+		}
+		if _, err := xid.ParseClass(c.XIDClasses[code]); err != nil {
+			bad("xid_classes."+code, "%v", err)
+		}
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {
 		bad("log.level", "%q is none of debug, info, warn, error", c.Log.Level)
@@ -122,6 +143,16 @@ func (c Config) Validate() error {
 		bad("log.format", "%q is neither text nor json", c.Log.Format)
 	}
 	return errors.Join(errs...)
+}
+
+// xidClasses returns XIDClasses by number. The configuration must be valid.
+func (c Config) xidClasses() map[int]xid.Class {
+	classes := map[int]xid.Class{}
+	for code, name := range c.XIDClasses {
+		n, _ := strconv.Atoi(code)           // checked by Validate
+		classes[n], _ = xid.ParseClass(name) // checked by Validate
+	}
+	return classes
 }
 
 // Logger makes the logger that the configuration asks for. The configuration must be valid.

@@ -49,6 +49,7 @@ func TestSampleConfig(t *testing.T) {
 	want := agent.Config{
 		Node: "pve1", Listen: ":7461", StateDir: "/var/lib/phoenix", AllowedLXCOptions: []string{},
 		TLS: agent.TLSConfig(files), Log: agent.LogConfig{Level: "info", Format: "text"},
+		KernelLog: "/dev/kmsg", XIDClasses: map[string]string{},
 	}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -80,6 +81,9 @@ func TestBadConfig(t *testing.T) {
 			"config FILE:\n" + `allowed_lxc_options[0]: "lxc.apparmor.profile" is not lxc.KEY=VALUE`},
 		{"log level", good + "log: {level: loud}\n", "config FILE:\n" + `log.level: "loud" is none of debug, info, warn, error`},
 		{"log format", good + "log: {format: xml}\n", "config FILE:\n" + `log.format: "xml" is neither text nor json`},
+		{"relative kernel_log", good + "kernel_log: kmsg\n", "config FILE:\n" + `kernel_log: "kmsg" is not an absolute path`},
+		{"classes of XIDs", good + "xid_classes: {\"63\": fatal, x: reset}\n",
+			"config FILE:\n" + `xid_classes.63: "fatal" is none of [informational application watch unknown reset reboot support]` + "\n" + `xid_classes: "x" is no XID`},
 		{"several at once", good + "listen: x\nlog: {format: xml}\n",
 			"config FILE:\n" + `listen: "x" is not host:port` + "\n" + `log.format: "xml" is neither text nor json`},
 		{"unknown key", good + "lisen: ':1'\n", "config FILE: decoding failed due to the following error(s):\n\n'' has invalid keys: lisen"},

@@ -1,10 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -14,20 +18,77 @@ import (
 	"phoenix.internal/cli/output"
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 	errorv1 "phoenix.internal/gen/phoenix/error/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
 
 func (p *Program) healthCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "health",
-		Short: "Check the controller's services and every node",
-		Long: `Check that the controller's services answer, and every node's agent.
+		Short: "Check the controller's services, every node and every GPU",
+		Long: `Check that the controller's services answer, and every node's agent, and what the kernel's log of each node has told
+about its GPUs since the boot.
 
-Exit status: 0 if all is well; 1 if a service or a node does not answer, or a node has no quorum.`,
+Exit status: 0 if all is well; 1 if a service or a node does not answer, a node has no quorum, or a GPU has a fault.`,
 		Args: exactly(),
 		RunE: p.connected(func(ctx context.Context, s *session, _ []string) error {
 			return health(ctx, s)
 		}),
 	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "ack NODE GPU",
+		Short: "Forget the errors of a GPU that somebody has seen to",
+		Long: `Forget the errors of a GPU because somebody has seen to it: it counts as fit for new work, until the kernel's log tells of
+another error. GPU is the index that nvidia-smi shows, the UUID, or the PCI address. A reboot of the node does the same.`,
+		Args: exactly("NODE", "GPU"),
+		RunE: p.connected(func(ctx context.Context, s *session, args []string) error {
+			return acknowledge(ctx, s, args[0], args[1])
+		}),
+	})
+	return cmd
+}
+
+// acknowledge forgets the errors of a GPU.
+func acknowledge(ctx context.Context, s *session, node, gpu string) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	nodes := controllerv1.NewNodeServiceClient(s.conn)
+	devices, err := nodes.ListDevices(ctx, &controllerv1.ListDevicesRequest{Node: node})
+	if err == nil {
+		err = unreachable(devices.GetUnreachable())
+	}
+	if err != nil {
+		return fmt.Errorf("look for GPU %s: %w", gpu, err)
+	}
+	var have []string
+	for _, n := range devices.GetNodes() {
+		for _, g := range n.GetGpus() {
+			if gpu != strconv.Itoa(int(g.GetIndex())) && !strings.EqualFold(gpu, g.GetUuid()) && !strings.EqualFold(gpu, g.GetPciAddress()) {
+				have = append(have, gpuName(g))
+				continue
+			}
+			r, err := nodes.AcknowledgeGpuErrors(ctx, &controllerv1.AcknowledgeGpuErrorsRequest{Node: node, PciAddress: g.GetPciAddress()})
+			if err != nil {
+				return fmt.Errorf("forget the errors of %s: %w", gpuName(g), err)
+			}
+			if s.json {
+				return output.WriteJSON(s.out, r)
+			}
+			fmt.Fprintf(s.out, "%s of %s: %s forgotten\n", gpuName(g), node, count(int(r.GetForgotten()), "kind")+" of errors")
+			return nil
+		}
+	}
+	return &failure{
+		err:  fmt.Errorf("node %s has no GPU %s", node, gpu),
+		hint: "It has " + strings.Join(have, ", ") + ".",
+	}
+}
+
+// gpuName is how people find a GPU on its node.
+func gpuName(g *typev1.Gpu) string {
+	if g.GetIndex() < 0 {
+		return "GPU " + g.GetPciAddress()
+	}
+	return fmt.Sprintf("GPU %d (%s)", g.GetIndex(), g.GetPciAddress())
 }
 
 // serviceNames are the services of the controller's API.
@@ -55,21 +116,30 @@ func health(ctx context.Context, s *session) error {
 	if err != nil {
 		return fmt.Errorf("check the nodes: %w", err)
 	}
+	devices, err := controllerv1.NewNodeServiceClient(s.conn).ListDevices(ctx, &controllerv1.ListDevicesRequest{})
+	if err != nil {
+		return fmt.Errorf("check the GPUs: %w", err)
+	}
 	if s.json {
-		raw, err := output.RawJSON(nodes)
+		rawNodes, err := output.RawJSON(nodes)
+		if err != nil {
+			return err
+		}
+		rawDevices, err := output.RawJSON(devices)
 		if err != nil {
 			return err
 		}
 		if err := output.WriteValue(s.out, struct {
 			Services []serviceHealth `json:"services"`
 			Nodes    json.RawMessage `json:"nodes"`
-		}{services, raw}); err != nil {
+			Devices  json.RawMessage `json:"devices"`
+		}{services, rawNodes, rawDevices}); err != nil {
 			return err
 		}
-	} else if err := writeHealth(s, services, nodes); err != nil {
+	} else if err := writeHealth(s, services, nodes, devices); err != nil {
 		return err
 	}
-	return errors.Join(unhealthy(services, nodes), unreachable(nodes.GetUnreachable()))
+	return errors.Join(unhealthy(services, nodes, devices), unreachable(nodes.GetUnreachable()))
 }
 
 func checkServices(ctx context.Context, s *session) ([]serviceHealth, error) {
@@ -88,7 +158,7 @@ func checkServices(ctx context.Context, s *session) ([]serviceHealth, error) {
 	return services, nil
 }
 
-func writeHealth(s *session, services []serviceHealth, nodes *controllerv1.ListNodesResponse) error {
+func writeHealth(s *session, services []serviceHealth, nodes *controllerv1.ListNodesResponse, devices *controllerv1.ListDevicesResponse) error {
 	t := output.NewTable(s.paint, "what", "health", "remarks")
 	for _, h := range services {
 		color := output.Bad
@@ -107,14 +177,53 @@ func writeHealth(s *session, services []serviceHealth, nodes *controllerv1.ListN
 		}
 		t.Row("node "+n.GetName(), health, remarks)
 	}
+	for _, n := range devices.GetNodes() {
+		for _, g := range n.GetGpus() {
+			t.Row(n.GetNode()+" "+gpuName(g), gpuHealth(g), gpuRemarks(g))
+		}
+	}
 	for _, n := range nodes.GetUnreachable() {
 		t.Row("node "+n.GetNode(), output.Cell{Text: "UNREACHABLE", Color: output.Bad}, n.GetMessage())
 	}
 	return t.Write(s.out)
 }
 
+func gpuHealth(g *typev1.Gpu) output.Cell {
+	c := output.Cell{Text: strings.ToUpper(word(g.GetHealth().GetState()))}
+	switch g.GetHealth().GetState() {
+	case typev1.GpuHealthState_GPU_HEALTH_STATE_OK:
+		c.Color = output.Good
+	case typev1.GpuHealthState_GPU_HEALTH_STATE_WARNING:
+		c.Color = output.Warn
+	case typev1.GpuHealthState_GPU_HEALTH_STATE_FAULT:
+		c.Color = output.Bad
+	}
+	return c
+}
+
+// gpuRemarks tells of the errors of a GPU, the gravest classes first, and whom they hit.
+func gpuRemarks(g *typev1.Gpu) string {
+	errs := slices.Clone(g.GetHealth().GetErrors())
+	slices.SortStableFunc(errs, func(a, b *typev1.GpuError) int { return int(b.GetClass()) - int(a.GetClass()) })
+	var remarks []string
+	for _, e := range errs {
+		r := fmt.Sprintf("XID %d (%s)", e.GetXid(), word(e.GetClass()))
+		if e.GetCount() > 1 {
+			r += fmt.Sprintf(" %d times", e.GetCount())
+		}
+		if e.GpuInstanceId != nil {
+			r += fmt.Sprintf(", MIG instance %d", e.GetGpuInstanceId())
+		}
+		if e.GetCtid() != 0 {
+			r += fmt.Sprintf(", %s in %d", cmp.Or(e.GetProcess(), "a process"), e.GetCtid())
+		}
+		remarks = append(remarks, r)
+	}
+	return strings.Join(remarks, "; ")
+}
+
 // unhealthy returns an error for each part that answers but does not serve.
-func unhealthy(services []serviceHealth, nodes *controllerv1.ListNodesResponse) error {
+func unhealthy(services []serviceHealth, nodes *controllerv1.ListNodesResponse, devices *controllerv1.ListDevicesResponse) error {
 	var errs []error
 	for _, h := range services {
 		if h.Status != healthv1.HealthCheckResponse_SERVING.String() {
@@ -132,5 +241,26 @@ func unhealthy(services []serviceHealth, nodes *controllerv1.ListNodesResponse) 
 			})
 		}
 	}
+	for _, n := range devices.GetNodes() {
+		for _, g := range n.GetGpus() {
+			if g.GetHealth().GetState() == typev1.GpuHealthState_GPU_HEALTH_STATE_FAULT {
+				errs = append(errs, gpuFault(n.GetNode(), g))
+			}
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// gpuFault says what is wrong with a GPU that has a fault, who has it, and what to do about the gravest error.
+func gpuFault(node string, g *typev1.Gpu) error {
+	gravest := slices.MaxFunc(g.GetHealth().GetErrors(), func(a, b *typev1.GpuError) int { return int(a.GetClass()) - int(b.GetClass()) })
+	who := "no container has it"
+	if len(g.GetCtids()) > 0 {
+		who = "CTIDs that have it: " + joinInts(g.GetCtids())
+	}
+	return &failure{
+		err: fmt.Errorf("%s of node %s has XID %d: %s; %s", gpuName(g), node, gravest.GetXid(), output.Clean(gravest.GetMessage()), who),
+		hint: gravest.GetAdvice() + fmt.Sprintf(" A reboot, a reset that takes the GPU from the driver, or phoenix-cli health ack %s %s makes it fit again.",
+			node, g.GetPciAddress()),
+	}
 }

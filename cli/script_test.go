@@ -21,6 +21,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"phoenix.internal/agent/agenttest"
+	"phoenix.internal/agent/health"
+	"phoenix.internal/agent/xid"
 	"phoenix.internal/cli"
 	"phoenix.internal/controller"
 	"phoenix.internal/controller/client"
@@ -119,6 +121,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"stop-agent":      stopAgent,
 	"start-agent":     startAgent,
 	"lose":            loseDevice,
+	"kernel":          kernelSays,
 	"start":           startContainers,
 	"refuse":          refuseStarts,
 	"deaf":            ignoreShutdown,
@@ -185,6 +188,26 @@ func loseDevice(ts *testscript.TestScript, neg bool, args []string) {
 	n := fleetOf(ts).node(ts, args[0])
 	for _, name := range args[1:] {
 		n.RemoveNode(name)
+	}
+}
+
+// kernelSays adds an error of a GPU to the kernel's log of a node, and waits until the agent has seen it.
+func kernelSays(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, 2, 2, "kernel NODE MESSAGE")
+	e, ok := xid.Parse(args[1])
+	if !ok {
+		ts.Fatalf("%q is no error of a GPU", args[1])
+	}
+	n := fleetOf(ts).node(ts, args[0])
+	n.KernelSays(args[1])
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if slices.ContainsFunc(n.Health.Errors(e.PCIAddress), func(seen health.Error) bool { return seen.Code == e.Code }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the agent has not seen it")
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

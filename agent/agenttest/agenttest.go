@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/server"
 	"phoenix.internal/agent/transfer"
 )
@@ -44,10 +46,12 @@ type Node struct {
 	CA      *CA
 	Runtime *Runtime
 	Manager *container.Manager
+	Health  *health.Monitor // of the agent that runs
 
 	options Options
 	t       testing.TB
 	stop    func()
+	said    atomic.Int64 // messages of the kernel
 }
 
 const driverVersion = "580.105.08"
@@ -99,10 +103,14 @@ func (n *Node) Start() {
 		n.t.Fatal(err)
 	}
 	attacher := attach.Attacher{Path: n.path("usr/bin/lxc-attach")}
+	n.Health = &health.Monitor{
+		KernelLog: n.path("dev/kmsg"), Proc: n.path("proc"), File: n.path("var/lib/phoenix/health.json"), Present: n.Manager.GPUs.Served, Log: n.Manager.Log,
+	}
 	srv := server.New(&server.Node{
 		Name: n.Name, Version: "test", Started: time.Now(), Containers: n.Manager,
 		Prober: n.Runtime, Attacher: attacher, Files: &transfer.Mover{Attacher: static{attacher}}, Log: n.Manager.Log,
-		Facts: server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
+		Health: n.Health,
+		Facts:  server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
 	}, tlsConfig)
 	lis, err := net.Listen("tcp", cmp.Or(n.Address, loopback()+":0"))
 	if err != nil {
@@ -167,8 +175,9 @@ func (n *Node) layOut() {
 		n.t.Fatal(err)
 	}
 	n.write("proc/devices", fmt.Sprintf("Character devices:\n  1 mem\n195 nvidia\n%d nvidia-uvm\n\nBlock devices:\n  7 loop\n", n.options.UVMMajor))
+	n.write("proc/sys/kernel/random/boot_id", "6d1a6e9c-0f0e-4d53-9f0c-3d1c7a3a5b0e\n")
 	n.mkdir("sys/bus/pci/devices")
-	n.mkdir("dev")
+	n.write("dev/kmsg", "")
 	if n.options.GPUs == 0 {
 		return
 	}
@@ -233,6 +242,19 @@ func (n *Node) MakeNode(name string, major, minor int) {
 		n.t.Fatalf("mknod %s: %v", path, err)
 	}
 	if err := os.Chmod(path, 0o666); err != nil { // the umask has cut it
+		n.t.Fatal(err)
+	}
+}
+
+// KernelSays adds a message of the kernel to the log that the agent follows.
+func (n *Node) KernelSays(message string) {
+	n.t.Helper()
+	f, err := os.OpenFile(n.path("dev/kmsg"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	_, err = fmt.Fprintf(f, "4,%d,1000000,-;%s\n", n.said.Add(1), message)
+	if err := errors.Join(err, f.Close()); err != nil {
 		n.t.Fatal(err)
 	}
 }

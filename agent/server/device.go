@@ -19,7 +19,7 @@ func (s *deviceServer) ListDevices(ctx context.Context, _ *agentv1.ListDevicesRe
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.ListDevicesResponse{Devices: devicesOf(s.node.Name, inv, containers)}, nil
+	return &agentv1.ListDevicesResponse{Devices: s.node.devices(inv, containers)}, nil
 }
 
 func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareDevicesRequest) (*agentv1.PrepareDevicesResponse, error) {

@@ -76,7 +76,7 @@ func (e *events) look(ctx context.Context) error {
 	}
 	next := snapshot{
 		containers: make(map[int32]*typev1.Container, len(containers)),
-		devices:    devicesOf(e.node.Name, inv, containers),
+		devices:    e.node.devices(inv, containers),
 	}
 	for i := range containers {
 		next.containers[containers[i].CTID] = containerOf(e.node.Name, &containers[i])

@@ -5,7 +5,6 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -13,14 +12,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/health"
+	grpchealth "google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	"phoenix.internal/agent/attach"
-	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/probe"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 )
@@ -57,6 +56,7 @@ type Node struct {
 	Prober     Prober
 	Attacher   Attacher
 	Files      Files
+	Health     *health.Monitor
 	Facts      Facts
 	Log        *slog.Logger
 }
@@ -64,18 +64,16 @@ type Node struct {
 // A Server serves the API of one node.
 type Server struct {
 	grpc   *grpc.Server
-	health *health.Server
+	health *grpchealth.Server
 	events *events
-	confs  *confstore.Store
-	log    *slog.Logger
+	node   *Node
 }
 
 // New builds a server. tlsConfig must demand client certificates; see [TLS].
 func New(node *Node, tlsConfig *tls.Config) *Server {
 	limit := newStreamLimit(maxStreams - 1)
 	s := &Server{
-		log:   node.Log,
-		confs: node.Containers.Confs,
+		node: node,
 		grpc: grpc.NewServer(
 			grpc.Creds(credentials.NewTLS(tlsConfig)),
 			grpc.ConnectionTimeout(handshakeTimeout),
@@ -95,7 +93,7 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 			grpc.ChainUnaryInterceptor(unaryLog(node.Log), limit.unary),
 			grpc.ChainStreamInterceptor(streamLog(node.Log), limit.stream),
 		),
-		health: health.NewServer(),
+		health: grpchealth.NewServer(),
 		events: newEvents(node),
 	}
 	agentv1.RegisterNodeServiceServer(s.grpc, &nodeServer{node: node, events: s.events})
@@ -118,6 +116,11 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	var watches sync.WaitGroup
 	watches.Go(func() { s.events.run(watchCtx) })
 	watches.Go(func() { s.watchHealth(watchCtx) })
+	watches.Go(func() {
+		if err := s.node.Health.Run(watchCtx); err != nil {
+			s.node.Log.Error("errors of GPUs are not seen", "err", err)
+		}
+	})
 	defer func() {
 		stopWatching()
 		watches.Wait()
@@ -127,36 +130,12 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 		defer close(stopped)
 		s.drain()
 	})
-	err := s.grpc.Serve(limitConns(lis, s.log))
+	err := s.grpc.Serve(limitConns(lis, s.node.Log))
 	if !stop() {
 		<-stopped // Serve returns as soon as the drain begins
 		return nil
 	}
 	return err
-}
-
-// healthInterval is how often the health of the services is looked at.
-const healthInterval = 2 * time.Second
-
-// watchHealth keeps the status of the services that need Proxmox's file system. Without quorum it can still be read, so
-// they serve.
-func (s *Server) watchHealth(ctx context.Context) {
-	tick := time.NewTicker(healthInterval)
-	defer tick.Stop()
-	for {
-		status := healthv1.HealthCheckResponse_SERVING
-		if err := s.confs.Check(); err != nil && !errors.Is(err, confstore.ErrNoQuorum) {
-			status = healthv1.HealthCheckResponse_NOT_SERVING
-		}
-		for _, name := range []string{agentv1.ContainerService_ServiceDesc.ServiceName, agentv1.DeviceService_ServiceDesc.ServiceName} {
-			s.health.SetServingStatus(name, status)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 const drainTimeout = 20 * time.Second
@@ -172,7 +151,7 @@ func (s *Server) drain() {
 	select {
 	case <-done:
 	case <-time.After(drainTimeout):
-		s.log.Warn("calls still under way are ended", "after", drainTimeout)
+		s.node.Log.Warn("calls still under way are ended", "after", drainTimeout)
 		s.grpc.Stop()
 		<-done
 	}

@@ -30,3 +30,14 @@ func (s *nodeService) ListDevices(ctx context.Context, req *controllerv1.ListDev
 	})
 	return &controllerv1.ListDevicesResponse{Nodes: devices, Unreachable: unreachable}, err
 }
+
+func (s *nodeService) AcknowledgeGpuErrors(ctx context.Context, req *controllerv1.AcknowledgeGpuErrorsRequest) (*controllerv1.AcknowledgeGpuErrorsResponse, error) {
+	n, err := s.Nodes.Node(req.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	resp, err := n.Devices().AcknowledgeGpuErrors(ctx, &agentv1.AcknowledgeGpuErrorsRequest{PciAddress: req.GetPciAddress()})
+	return &controllerv1.AcknowledgeGpuErrorsResponse{Forgotten: resp.GetForgotten()}, err
+}

@@ -693,8 +693,8 @@ func (x *PrepareDevicesResponse) GetNodes() []*v1.DeviceNode {
 // AcknowledgeGpuErrorsRequest asks for AcknowledgeGpuErrors.
 type AcknowledgeGpuErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The GPU, as a whole.
-	Gpu           *v1.GpuSelector `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	// Required. PCI address of the GPU, as in Gpu.pci_address. It need not be on the bus any more.
+	PciAddress    string `protobuf:"bytes,1,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -729,11 +729,11 @@ func (*AcknowledgeGpuErrorsRequest) Descriptor() ([]byte, []int) {
 	return file_phoenix_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *AcknowledgeGpuErrorsRequest) GetGpu() *v1.GpuSelector {
+func (x *AcknowledgeGpuErrorsRequest) GetPciAddress() string {
 	if x != nil {
-		return x.Gpu
+		return x.PciAddress
 	}
-	return nil
+	return ""
 }
 
 // AcknowledgeGpuErrorsResponse tells what was forgotten.
@@ -2292,9 +2292,10 @@ const file_phoenix_agent_v1_agent_proto_rawDesc = "" +
 	"\fcapabilities\x18\x02 \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\fcapabilities\"p\n" +
 	"\x16PrepareDevicesResponse\x12#\n" +
 	"\rcreated_paths\x18\x01 \x03(\tR\fcreatedPaths\x121\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\x05nodes\"M\n" +
-	"\x1bAcknowledgeGpuErrorsRequest\x12.\n" +
-	"\x03gpu\x18\x01 \x01(\v2\x1c.phoenix.type.v1.GpuSelectorR\x03gpu\"<\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1b.phoenix.type.v1.DeviceNodeR\x05nodes\">\n" +
+	"\x1bAcknowledgeGpuErrorsRequest\x12\x1f\n" +
+	"\vpci_address\x18\x01 \x01(\tR\n" +
+	"pciAddress\"<\n" +
 	"\x1cAcknowledgeGpuErrorsResponse\x12\x1c\n" +
 	"\tforgotten\x18\x01 \x01(\x05R\tforgotten\"\x17\n" +
 	"\x15ListContainersRequest\"k\n" +
@@ -2507,60 +2508,59 @@ var file_phoenix_agent_v1_agent_proto_depIdxs = []int32{
 	40, // 8: phoenix.agent.v1.PrepareDevicesRequest.gpus:type_name -> phoenix.type.v1.GpuSelector
 	41, // 9: phoenix.agent.v1.PrepareDevicesRequest.capabilities:type_name -> phoenix.type.v1.GpuCapability
 	42, // 10: phoenix.agent.v1.PrepareDevicesResponse.nodes:type_name -> phoenix.type.v1.DeviceNode
-	40, // 11: phoenix.agent.v1.AcknowledgeGpuErrorsRequest.gpu:type_name -> phoenix.type.v1.GpuSelector
-	38, // 12: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	38, // 13: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	43, // 14: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	43, // 15: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	43, // 16: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	18, // 17: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
-	19, // 18: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
-	20, // 19: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
-	21, // 20: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
-	22, // 21: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
-	40, // 22: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
-	44, // 23: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
-	41, // 24: phoenix.agent.v1.SetPassthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
-	45, // 25: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	45, // 26: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	46, // 27: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	47, // 28: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	48, // 29: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	49, // 30: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	50, // 31: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	1,  // 32: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
-	3,  // 33: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
-	7,  // 34: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
-	9,  // 35: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
-	11, // 36: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:input_type -> phoenix.agent.v1.AcknowledgeGpuErrorsRequest
-	13, // 37: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
-	15, // 38: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
-	17, // 39: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
-	24, // 40: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
-	26, // 41: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
-	28, // 42: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
-	30, // 43: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
-	32, // 44: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
-	34, // 45: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
-	2,  // 46: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
-	4,  // 47: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
-	8,  // 48: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
-	10, // 49: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
-	12, // 50: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:output_type -> phoenix.agent.v1.AcknowledgeGpuErrorsResponse
-	14, // 51: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
-	16, // 52: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
-	23, // 53: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
-	25, // 54: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
-	27, // 55: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
-	29, // 56: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
-	31, // 57: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
-	33, // 58: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
-	35, // 59: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
-	46, // [46:60] is the sub-list for method output_type
-	32, // [32:46] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	38, // 11: phoenix.agent.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	38, // 12: phoenix.agent.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	43, // 13: phoenix.agent.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	43, // 14: phoenix.agent.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	43, // 15: phoenix.agent.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	18, // 16: phoenix.agent.v1.PatchConfRequest.operations:type_name -> phoenix.agent.v1.ConfOperation
+	19, // 17: phoenix.agent.v1.ConfOperation.set_passthrough:type_name -> phoenix.agent.v1.SetPassthrough
+	20, // 18: phoenix.agent.v1.ConfOperation.set_property:type_name -> phoenix.agent.v1.SetProperty
+	21, // 19: phoenix.agent.v1.ConfOperation.unset_property:type_name -> phoenix.agent.v1.UnsetProperty
+	22, // 20: phoenix.agent.v1.ConfOperation.set_lxc_option:type_name -> phoenix.agent.v1.SetLxcOption
+	40, // 21: phoenix.agent.v1.SetPassthrough.gpus:type_name -> phoenix.type.v1.GpuSelector
+	44, // 22: phoenix.agent.v1.SetPassthrough.mode:type_name -> phoenix.type.v1.PassthroughMode
+	41, // 23: phoenix.agent.v1.SetPassthrough.capabilities:type_name -> phoenix.type.v1.GpuCapability
+	45, // 24: phoenix.agent.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	45, // 25: phoenix.agent.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	46, // 26: phoenix.agent.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	47, // 27: phoenix.agent.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	48, // 28: phoenix.agent.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	49, // 29: phoenix.agent.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	50, // 30: phoenix.agent.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	1,  // 31: phoenix.agent.v1.NodeService.GetNode:input_type -> phoenix.agent.v1.GetNodeRequest
+	3,  // 32: phoenix.agent.v1.NodeService.WatchEvents:input_type -> phoenix.agent.v1.WatchEventsRequest
+	7,  // 33: phoenix.agent.v1.DeviceService.ListDevices:input_type -> phoenix.agent.v1.ListDevicesRequest
+	9,  // 34: phoenix.agent.v1.DeviceService.PrepareDevices:input_type -> phoenix.agent.v1.PrepareDevicesRequest
+	11, // 35: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:input_type -> phoenix.agent.v1.AcknowledgeGpuErrorsRequest
+	13, // 36: phoenix.agent.v1.ContainerService.ListContainers:input_type -> phoenix.agent.v1.ListContainersRequest
+	15, // 37: phoenix.agent.v1.ContainerService.GetContainer:input_type -> phoenix.agent.v1.GetContainerRequest
+	17, // 38: phoenix.agent.v1.ContainerService.PatchConf:input_type -> phoenix.agent.v1.PatchConfRequest
+	24, // 39: phoenix.agent.v1.ContainerService.ListRevisions:input_type -> phoenix.agent.v1.ListRevisionsRequest
+	26, // 40: phoenix.agent.v1.ContainerService.GetRevision:input_type -> phoenix.agent.v1.GetRevisionRequest
+	28, // 41: phoenix.agent.v1.ContainerService.RestoreRevision:input_type -> phoenix.agent.v1.RestoreRevisionRequest
+	30, // 42: phoenix.agent.v1.ContainerService.Restart:input_type -> phoenix.agent.v1.RestartRequest
+	32, // 43: phoenix.agent.v1.ContainerService.Probe:input_type -> phoenix.agent.v1.ProbeRequest
+	34, // 44: phoenix.agent.v1.ExecService.Exec:input_type -> phoenix.agent.v1.ExecRequest
+	2,  // 45: phoenix.agent.v1.NodeService.GetNode:output_type -> phoenix.agent.v1.GetNodeResponse
+	4,  // 46: phoenix.agent.v1.NodeService.WatchEvents:output_type -> phoenix.agent.v1.WatchEventsResponse
+	8,  // 47: phoenix.agent.v1.DeviceService.ListDevices:output_type -> phoenix.agent.v1.ListDevicesResponse
+	10, // 48: phoenix.agent.v1.DeviceService.PrepareDevices:output_type -> phoenix.agent.v1.PrepareDevicesResponse
+	12, // 49: phoenix.agent.v1.DeviceService.AcknowledgeGpuErrors:output_type -> phoenix.agent.v1.AcknowledgeGpuErrorsResponse
+	14, // 50: phoenix.agent.v1.ContainerService.ListContainers:output_type -> phoenix.agent.v1.ListContainersResponse
+	16, // 51: phoenix.agent.v1.ContainerService.GetContainer:output_type -> phoenix.agent.v1.GetContainerResponse
+	23, // 52: phoenix.agent.v1.ContainerService.PatchConf:output_type -> phoenix.agent.v1.PatchConfResponse
+	25, // 53: phoenix.agent.v1.ContainerService.ListRevisions:output_type -> phoenix.agent.v1.ListRevisionsResponse
+	27, // 54: phoenix.agent.v1.ContainerService.GetRevision:output_type -> phoenix.agent.v1.GetRevisionResponse
+	29, // 55: phoenix.agent.v1.ContainerService.RestoreRevision:output_type -> phoenix.agent.v1.RestoreRevisionResponse
+	31, // 56: phoenix.agent.v1.ContainerService.Restart:output_type -> phoenix.agent.v1.RestartResponse
+	33, // 57: phoenix.agent.v1.ContainerService.Probe:output_type -> phoenix.agent.v1.ProbeResponse
+	35, // 58: phoenix.agent.v1.ExecService.Exec:output_type -> phoenix.agent.v1.ExecResponse
+	45, // [45:59] is the sub-list for method output_type
+	31, // [31:45] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_agent_v1_agent_proto_init() }

@@ -215,9 +215,9 @@ type DeviceServiceClient interface {
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(ctx context.Context, in *PrepareDevicesRequest, opts ...grpc.CallOption) (*PrepareDevicesResponse, error)
 	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work,
-	// until the kernel's log tells of another one. A GPU without errors is left as it is.
+	// until the kernel's log tells of another one. It may be repeated.
 	//
-	// Fails with GPU_NOT_FOUND.
+	// Fails with INVALID_FIELD.
 	AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error)
 }
 
@@ -277,9 +277,9 @@ type DeviceServiceServer interface {
 	// Fails with GPU_NOT_FOUND, GPU_BOUND_ELSEWHERE, DRIVER_NOT_LOADED or DEVICE_NODE_MISSING.
 	PrepareDevices(context.Context, *PrepareDevicesRequest) (*PrepareDevicesResponse, error)
 	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work,
-	// until the kernel's log tells of another one. A GPU without errors is left as it is.
+	// until the kernel's log tells of another one. It may be repeated.
 	//
-	// Fails with GPU_NOT_FOUND.
+	// Fails with INVALID_FIELD.
 	AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error)
 	mustEmbedUnimplementedDeviceServiceServer()
 }

@@ -2600,8 +2600,8 @@ type AcknowledgeGpuErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the node.
 	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// Required. The GPU, as a whole.
-	Gpu           *v1.GpuSelector `protobuf:"bytes,2,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	// Required. PCI address of the GPU, as in Gpu.pci_address.
+	PciAddress    string `protobuf:"bytes,2,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2643,11 +2643,11 @@ func (x *AcknowledgeGpuErrorsRequest) GetNode() string {
 	return ""
 }
 
-func (x *AcknowledgeGpuErrorsRequest) GetGpu() *v1.GpuSelector {
+func (x *AcknowledgeGpuErrorsRequest) GetPciAddress() string {
 	if x != nil {
-		return x.Gpu
+		return x.PciAddress
 	}
-	return nil
+	return ""
 }
 
 // AcknowledgeGpuErrorsResponse tells what was forgotten.
@@ -3595,7 +3595,7 @@ var File_phoenix_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x19phoenix/type/v1/gpu.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
+	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
 	"\aFinding\x12;\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1f.phoenix.controller.v1.SeverityR\bseverity\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
@@ -3755,10 +3755,11 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x87\x01\n" +
 	"\x13ListDevicesResponse\x122\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1c.phoenix.type.v1.NodeDevicesR\x05nodes\x12<\n" +
-	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\"a\n" +
+	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\"R\n" +
 	"\x1bAcknowledgeGpuErrorsRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
-	"\x03gpu\x18\x02 \x01(\v2\x1c.phoenix.type.v1.GpuSelectorR\x03gpu\"<\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
+	"\vpci_address\x18\x02 \x01(\tR\n" +
+	"pciAddress\"<\n" +
 	"\x1cAcknowledgeGpuErrorsResponse\x12\x1c\n" +
 	"\tforgotten\x18\x01 \x01(\x05R\tforgotten\"+\n" +
 	"\x15ListContainersRequest\x12\x12\n" +
@@ -3952,12 +3953,11 @@ var file_phoenix_controller_v1_controller_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),        // 60: google.protobuf.Timestamp
 	(*v1.Node)(nil),                      // 61: phoenix.type.v1.Node
 	(*v1.NodeDevices)(nil),               // 62: phoenix.type.v1.NodeDevices
-	(*v1.GpuSelector)(nil),               // 63: phoenix.type.v1.GpuSelector
-	(*v1.ConfEntry)(nil),                 // 64: phoenix.type.v1.ConfEntry
-	(*v1.Revision)(nil),                  // 65: phoenix.type.v1.Revision
-	(*v1.RestartProgress)(nil),           // 66: phoenix.type.v1.RestartProgress
-	(*v1.ExecInput)(nil),                 // 67: phoenix.type.v1.ExecInput
-	(*v1.ExecOutput)(nil),                // 68: phoenix.type.v1.ExecOutput
+	(*v1.ConfEntry)(nil),                 // 63: phoenix.type.v1.ConfEntry
+	(*v1.Revision)(nil),                  // 64: phoenix.type.v1.Revision
+	(*v1.RestartProgress)(nil),           // 65: phoenix.type.v1.RestartProgress
+	(*v1.ExecInput)(nil),                 // 66: phoenix.type.v1.ExecInput
+	(*v1.ExecOutput)(nil),                // 67: phoenix.type.v1.ExecOutput
 }
 var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: phoenix.controller.v1.Finding.severity:type_name -> phoenix.controller.v1.Severity
@@ -4002,65 +4002,64 @@ var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	56, // 39: phoenix.controller.v1.ListNodesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
 	62, // 40: phoenix.controller.v1.ListDevicesResponse.nodes:type_name -> phoenix.type.v1.NodeDevices
 	56, // 41: phoenix.controller.v1.ListDevicesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	63, // 42: phoenix.controller.v1.AcknowledgeGpuErrorsRequest.gpu:type_name -> phoenix.type.v1.GpuSelector
-	57, // 43: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	56, // 44: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	57, // 45: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	64, // 46: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	64, // 47: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	64, // 48: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	65, // 49: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	65, // 50: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	59, // 51: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	66, // 52: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	58, // 53: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	67, // 54: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	68, // 55: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	6,  // 56: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
-	8,  // 57: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
-	11, // 58: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
-	14, // 59: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
-	19, // 60: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
-	25, // 61: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
-	27, // 62: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
-	29, // 63: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
-	31, // 64: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
-	33, // 65: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
-	35, // 66: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
-	37, // 67: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:input_type -> phoenix.controller.v1.AcknowledgeGpuErrorsRequest
-	39, // 68: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
-	41, // 69: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
-	43, // 70: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
-	45, // 71: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
-	47, // 72: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
-	49, // 73: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
-	51, // 74: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
-	53, // 75: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
-	7,  // 76: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
-	9,  // 77: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
-	12, // 78: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
-	15, // 79: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
-	20, // 80: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
-	26, // 81: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
-	28, // 82: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
-	30, // 83: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
-	32, // 84: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
-	34, // 85: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
-	36, // 86: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
-	38, // 87: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:output_type -> phoenix.controller.v1.AcknowledgeGpuErrorsResponse
-	40, // 88: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
-	42, // 89: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
-	44, // 90: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
-	46, // 91: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
-	48, // 92: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
-	50, // 93: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
-	52, // 94: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
-	54, // 95: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
-	76, // [76:96] is the sub-list for method output_type
-	56, // [56:76] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	57, // 42: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	56, // 43: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	57, // 44: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	63, // 45: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	63, // 46: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	63, // 47: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	64, // 48: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	64, // 49: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	59, // 50: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	65, // 51: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	58, // 52: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	66, // 53: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	67, // 54: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	6,  // 55: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
+	8,  // 56: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
+	11, // 57: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
+	14, // 58: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
+	19, // 59: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
+	25, // 60: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
+	27, // 61: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
+	29, // 62: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
+	31, // 63: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
+	33, // 64: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
+	35, // 65: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
+	37, // 66: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:input_type -> phoenix.controller.v1.AcknowledgeGpuErrorsRequest
+	39, // 67: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
+	41, // 68: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
+	43, // 69: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
+	45, // 70: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
+	47, // 71: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
+	49, // 72: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
+	51, // 73: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
+	53, // 74: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
+	7,  // 75: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
+	9,  // 76: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
+	12, // 77: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
+	15, // 78: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
+	20, // 79: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
+	26, // 80: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
+	28, // 81: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
+	30, // 82: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
+	32, // 83: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
+	34, // 84: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
+	36, // 85: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
+	38, // 86: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:output_type -> phoenix.controller.v1.AcknowledgeGpuErrorsResponse
+	40, // 87: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
+	42, // 88: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
+	44, // 89: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
+	46, // 90: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
+	48, // 91: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
+	50, // 92: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
+	52, // 93: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
+	54, // 94: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
+	75, // [75:95] is the sub-list for method output_type
+	55, // [55:75] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_controller_v1_controller_proto_init() }

@@ -609,7 +609,7 @@ type NodeServiceClient interface {
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
 	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work.
 	//
-	// Fails with NODE_NOT_FOUND, NODE_UNREACHABLE or GPU_NOT_FOUND.
+	// Fails with NODE_NOT_FOUND or NODE_UNREACHABLE.
 	AcknowledgeGpuErrors(ctx context.Context, in *AcknowledgeGpuErrorsRequest, opts ...grpc.CallOption) (*AcknowledgeGpuErrorsResponse, error)
 }
 
@@ -665,7 +665,7 @@ type NodeServiceServer interface {
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
 	// AcknowledgeGpuErrors forgets the errors of a GPU, because somebody has seen to it: it then counts as fit for new work.
 	//
-	// Fails with NODE_NOT_FOUND, NODE_UNREACHABLE or GPU_NOT_FOUND.
+	// Fails with NODE_NOT_FOUND or NODE_UNREACHABLE.
 	AcknowledgeGpuErrors(context.Context, *AcknowledgeGpuErrorsRequest) (*AcknowledgeGpuErrorsResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
