@@ -24,7 +24,7 @@ func (n *Node) writeFiles(dir, pct string) error {
 		"pve/.members":                         fmt.Sprintf("{ \"nodename\": %q, \"version\": 0 }\n", n.Name),
 		"pve/.vmlist":                          "{ \"version\": 1, \"ids\": {} }\n",
 		"pve/storage.cfg":                      "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,snippets\n",
-		"run/pct-calls":                        "",
+		"run/" + callsName:                     "",
 	}
 	for path, content := range files {
 		if err := writeFile(filepath.Join(dir, path), content, 0o644); err != nil {
@@ -37,10 +37,10 @@ func (n *Node) writeFiles(dir, pct string) error {
 	if err := copyFile(pct, filepath.Join(dir, "sbin/pct"), 0o755); err != nil {
 		return err
 	}
-	for _, path := range []string{
+	for _, path := range append([]string{
 		"pve/nodes/" + n.Name + "/lxc", "pve/nodes/" + n.Name + "/qemu-server", "pve/priv", "pve/ha",
-		"proc/driver", "pci/devices", "pci/drivers", "var-lib-lxc", "var-lib-phoenix", "etc-phoenix/tls", "run/lock/lxc", "run/pve", "run/sandbox",
-	} {
+		"proc/driver", "pci/devices", "pci/drivers", "var-lib-lxc", "var-lib-phoenix", "etc-phoenix/tls",
+	}, runDirs...) {
 		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
 			return err
 		}
@@ -55,6 +55,12 @@ func (n *Node) writeFiles(dir, pct string) error {
 	}
 	return nil
 }
+
+// runDirs is what a node's /run has after a boot.
+var runDirs = []string{"run/lock/lxc", "run/pve", "run/sandbox"}
+
+// callsName is the file of pct.CallsFile.
+const callsName = "pct-calls"
 
 // hooksConf adds the hooks that Proxmox adds to every container (pve-container's lxc-pve.conf).
 const hooksConf = `lxc.hook.pre-start = /usr/sbin/pct sandbox-hook

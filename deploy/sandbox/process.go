@@ -116,5 +116,5 @@ func (s *Sandbox) PctCalls(node string) ([]string, error) {
 func (s *Sandbox) ResetPctCalls(node string) error { return os.Truncate(s.pctCalls(node), 0) }
 
 func (s *Sandbox) pctCalls(node string) string {
-	return filepath.Join(s.NodeDir(node), "run", "pct-calls")
+	return filepath.Join(s.NodeDir(node), "run", callsName)
 }

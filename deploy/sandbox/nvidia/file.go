@@ -54,7 +54,11 @@ func (h *Host) entries() map[string]entry {
 	}
 	proc := "proc/driver/nvidia/"
 	file(proc+"version", h.versionFile())
-	file(proc+"params", "ModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n")
+	modify := 1
+	if h.LeaveNodes {
+		modify = 0
+	}
+	file(proc+"params", fmt.Sprintf("ModifyDeviceFiles: %d\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n", modify))
 	file("proc/driver/nvidia-caps/mig-minors", migMinors())
 	all[proc+"capabilities/mig/config"] = entry{content: capability(1, 0o400), mode: 0o400}
 	file(proc+"capabilities/mig/monitor", capability(2, 0o444))

@@ -15,15 +15,16 @@ import (
 // A Host is the GPUs of a host and its driver at one moment. Device nodes are not part of it: they are files
 // that stay or go by themselves, as on a real host.
 type Host struct {
-	Driver    string   `json:"driver"`      // version of the kernel module that is loaded, or was; "": no driver is installed
-	OnDisk    string   `json:"on_disk"`     // version that the next boot loads
-	Libraries string   `json:"libraries"`   // version of the host's libraries and of nvidia-smi
-	CUDA      string   `json:"cuda"`        // version that the library tells, "13.0"
-	Closed    bool     `json:"closed"`      // whether the kernel module is of the closed flavour
-	Modules   []string `json:"modules"`     // that are loaded, by their names in /sys/module: "nvidia_uvm"
-	UVMAtBoot bool     `json:"uvm_at_boot"` // whether a boot loads nvidia_uvm; else its first user does
-	Majors    Majors   `json:"majors"`
-	GPUs      []GPU    `json:"gpus"` // in the order of their PCI addresses
+	Driver     string   `json:"driver"`      // version of the kernel module that is loaded, or was; "": no driver is installed
+	OnDisk     string   `json:"on_disk"`     // version that the next boot loads
+	Libraries  string   `json:"libraries"`   // version of the host's libraries and of nvidia-smi
+	CUDA       string   `json:"cuda"`        // version that the library tells, "13.0"
+	Closed     bool     `json:"closed"`      // whether the kernel module is of the closed flavour
+	Modules    []string `json:"modules"`     // that are loaded, by their names in /sys/module: "nvidia_uvm"
+	UVMAtBoot  bool     `json:"uvm_at_boot"` // whether a boot loads nvidia_uvm; else its first user does
+	LeaveNodes bool     `json:"leave_nodes"` // the driver's parameter NVreg_ModifyDeviceFiles is 0
+	Majors     Majors   `json:"majors"`
+	GPUs       []GPU    `json:"gpus"` // in the order of their PCI addresses
 }
 
 // Majors are the device majors of the drivers. All but NVIDIA and DRM are other numbers after each boot.

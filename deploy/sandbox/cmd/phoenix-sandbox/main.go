@@ -45,7 +45,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	dir := root.PersistentFlags().String("dir", sandbox.DefaultDir, "folder of the sandbox")
-	root.AddCommand(up(dir), runDemo(dir), down(dir), status(dir), enter(dir), confAdd(dir), hold(dir))
+	root.AddCommand(up(dir), runDemo(dir), down(dir), status(dir), enter(dir), confAdd(dir), reboot(dir), fault(dir), hold(dir))
 	return root
 }
 
