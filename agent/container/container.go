@@ -31,6 +31,7 @@ type Manager struct {
 
 	locks      ctlock.Locks
 	restarting restarts
+	slots      slots
 }
 
 // A Runtime runs the containers of a node. [Proxmox] is the real one.

@@ -75,8 +75,8 @@ func (m *Manager) judge(ctx context.Context, in intent, quiet time.Duration) (ve
 		return down, nil
 	case running.State == lxcmon.Running && running.Instance != in.Instance:
 		return settled, nil // it was started anew
-	case quiet > in.Timeout+pctGrace:
-		return settled, nil // the stop had not begun, or the container ignores it
+	case quiet > in.Timeout+pctGrace+defaultHAPatience:
+		return settled, nil // the stop had not begun, the container ignores it, or the HA stack was not asked to stop it
 	}
 	return undecided, nil
 }
@@ -113,9 +113,14 @@ func (m *Manager) resume(ctx context.Context, in intent, unlock func()) error {
 			return m.dropIntent(in.CTID)
 		case v == down:
 			m.Log.Info("container found stopped in the middle of a restart", "ctid", in.CTID)
+			release, err := m.slots.take(ctx, func() {})
+			if err != nil {
+				return err // the next agent tries again
+			}
+			defer release()
 			// Not with ctx: an agent that is told to stop would break off the start, and take that for a bad conf.
 			by := confstore.Author{Who: in.Who, OnBehalfOf: in.OnBehalfOf, Why: in.Why}
-			err := m.start(context.WithoutCancel(ctx), in.CTID, RestartOptions{By: by}, func(Phase, string) {})
+			err = m.start(context.WithoutCancel(ctx), in.CTID, RestartOptions{By: by}, func(Phase, string) {})
 			if passing(err) {
 				return err // the next agent tries again
 			}

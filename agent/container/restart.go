@@ -114,6 +114,12 @@ func (m *Manager) Restart(ctx context.Context, ctid int32, opts RestartOptions, 
 		return Container{}, err
 	}
 	defer unlock()
+	// Only now: those that wait for the same container keep nobody else waiting.
+	release, err := m.slots.take(ctx, func() { progress(Waiting, fmt.Sprintf("%d restarts are under way on this node", maxAtOnce)) })
+	if err != nil {
+		return Container{}, err
+	}
+	defer release()
 
 	running, err := m.mayRestart(ctx, ctid, opts.Instance)
 	if err != nil {

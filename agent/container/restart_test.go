@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -445,6 +446,82 @@ func TestConcurrentRestarts(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"start 901", "stop 901", "start 901"}, n.Runtime.Calls()); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+}
+
+// So many containers of a node are restarted at a time. Those who wait for one of them take nobody's place.
+func TestRestartsAtATime(t *testing.T) {
+	const most, others = 16, 4
+	n := newNode(t)
+	entered, release := make(chan int32, 100), make(chan struct{})
+	r := &twisted{Runtime: n.Runtime}
+	r.start = func(ctx context.Context, ctid int32) error {
+		entered <- ctid
+		<-release
+		return n.Runtime.Start(ctx, ctid)
+	}
+	m := manager(n, r)
+	for ctid := int32(901); ctid < 901+most+1; ctid++ {
+		n.PutConf(ctid, plain)
+	}
+	var wg sync.WaitGroup
+	restart := func(ctid int32, progress func(container.Phase, string)) {
+		wg.Go(func() {
+			_, err := m.Restart(t.Context(), ctid, quickly, progress)
+			if _, told := errors.AsType[*container.InstanceError](err); err != nil && !told {
+				t.Errorf("CTID %d: %v", ctid, err)
+			}
+		})
+	}
+	restart(901, silent)
+	<-entered
+	for range others {
+		restart(901, silent)
+	}
+	for ctid := int32(902); ctid < 901+most; ctid++ {
+		restart(ctid, silent)
+		<-entered
+	}
+	waits := make(chan string, 2)
+	restart(901+most, func(p container.Phase, message string) {
+		if p == container.Waiting && message != "" {
+			waits <- message
+		}
+	})
+	if got, want := <-waits, "16 restarts are under way on this node"; got != want {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	if len(entered) > 0 {
+		t.Errorf("CTID %d is restarted although %d others are", <-entered, most)
+	}
+	close(release)
+	wg.Wait()
+}
+
+// An agent is killed while the HA stack is to stop the container, which it does a minute later.
+func TestRecoverStartsWhatTheHAStackStopsLate(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain)
+	start(t, n)
+	r := &twisted{Runtime: n.Runtime}
+	r.shutdown = func(context.Context, int32) error { panic("killed here") }
+	killedIn(t, func() { _, _ = manager(n, r).Restart(t.Context(), 901, quickly, silent) })
+	synctest.Test(t, func(t *testing.T) {
+		finish, err := manager(n, n.Runtime).Recover(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Minute, func() {
+			if err := n.Runtime.Stop(context.Background(), 901); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := finish(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	if get(t, n).Running.State != lxcmon.Running {
+		t.Error("the container is down")
 	}
 }
 

@@ -46,3 +46,35 @@ func (m *Manager) running(ctx context.Context, ctid int32, paths []string) (Runn
 	}
 	return running, err
 }
+
+// maxAtOnce bounds the containers that are being restarted at a time: each loads Perl, and starts a system.
+const maxAtOnce = 16
+
+// slots are what [Manager] has of maxAtOnce.
+type slots struct {
+	once sync.Once
+	free chan struct{} // full when nobody has one
+}
+
+// take waits for a slot; full is called first if there is none.
+func (s *slots) take(ctx context.Context, full func()) (release func(), err error) {
+	s.once.Do(func() {
+		s.free = make(chan struct{}, maxAtOnce)
+		for range maxAtOnce {
+			s.free <- struct{}{}
+		}
+	})
+	release = func() { s.free <- struct{}{} }
+	select {
+	case <-s.free:
+		return release, nil
+	default:
+		full()
+	}
+	select {
+	case <-s.free:
+		return release, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

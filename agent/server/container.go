@@ -20,16 +20,10 @@ import (
 
 type containerServer struct {
 	agentv1.UnimplementedContainerServiceServer
-	node     *Node
-	restarts chan struct{} // holds one for each restart under way
+	node *Node
 }
 
-// maxRestarts bounds the restarts of a node at a time: each loads Perl, and starts a system.
-const maxRestarts = 16
-
-func newContainerServer(node *Node) *containerServer {
-	return &containerServer{node: node, restarts: make(chan struct{}, maxRestarts)}
-}
+func newContainerServer(node *Node) *containerServer { return &containerServer{node: node} }
 
 func (s *containerServer) ListContainers(ctx context.Context, _ *agentv1.ListContainersRequest) (*agentv1.ListContainersResponse, error) {
 	containers, _, err := s.node.Containers.List(ctx)
@@ -218,17 +212,6 @@ func (s *containerServer) Restart(req *agentv1.RestartRequest, stream agentv1.Co
 	progress := func(phase container.Phase, message string) {
 		_ = stream.Send(&agentv1.RestartResponse{Progress: &typev1.RestartProgress{Phase: phaseOf(phase), Message: message}})
 	}
-	select {
-	case s.restarts <- struct{}{}:
-	default:
-		progress(container.Waiting, fmt.Sprintf("%d restarts are under way on this node", maxRestarts))
-		select {
-		case s.restarts <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	defer func() { <-s.restarts }()
 	c, err := s.node.Containers.Restart(ctx, req.GetCtid(), container.RestartOptions{
 		Timeout: timeout, NoForce: req.GetNoForce(), Instance: req.GetInstance(), By: by,
 	}, progress)

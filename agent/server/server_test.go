@@ -663,7 +663,11 @@ func TestRestartsAtATime(t *testing.T) {
 			}
 		}
 	}
-	resp, err := restart(901 + most).Recv()
+	last := restart(901 + most)
+	resp, err := last.Recv()
+	if err == nil && resp.GetProgress().GetMessage() == "" { // it waits for its turn at the container first
+		resp, err = last.Recv()
+	}
 	if time.Since(begin) > 4*time.Second {
 		t.Skip("this machine is too slow: the first restart may be over")
 	}
