@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"phoenix.internal/deploy/sandbox/nvidia"
 )
 
 //go:embed features
@@ -94,6 +96,7 @@ func (s *Sandbox) writeAgentConfig(n *Node) error {
 		}
 	}
 	return writeFile(filepath.Join(etc, "agent.yaml"), ourMark(s.Dir)+`
+kernel_log: `+nvidia.KernelLogFile+`
 tls:
   cert_file: /etc/phoenix/tls/agent.pem
   key_file: /etc/phoenix/tls/agent-key.pem

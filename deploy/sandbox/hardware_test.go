@@ -61,12 +61,16 @@ func TestReboot(t *testing.T) {
 	n.Must("sh", "-c", "echo x >/run/left; mknod /dev/left c 1 3")
 	n.KernelLog("NVRM: Xid (PCI:0000:01:00): 31, pid=1, name=x")
 	before, bootID := n.Majors, n.Must("cat", "/proc/sys/kernel/random/boot_id")
+	n.StartAgent()
 	n.ResetPctCalls()
 
 	n.Reboot(sandbox.RebootOptions{Driver: "590.10.01", LoseUVM: true})
 
 	if got, want := n.PctCalls("start"), []string{"start 903", "start 902", "start 900"}; !slices.Equal(got, want) {
 		t.Errorf("calls of pct %v, want %v", got, want)
+	}
+	if _, err := s.AgentPID(n.Name); err != nil {
+		t.Errorf("the agent: %v", err)
 	}
 	if n.Running(901) || !n.Running(902) {
 		t.Errorf("901 runs %v, 902 runs %v; want false, true", n.Running(901), n.Running(902))

@@ -69,6 +69,9 @@ func (t Tree) Boot() error {
 	if err := t.Change(func(now *Host) error { h = *now; return nil }); err != nil {
 		return err
 	}
+	if err := t.put(KernelLogFile, entry{mode: 0o644}); err != nil {
+		return err
+	}
 	for _, line := range h.bootLog() {
 		if err := t.Log(line); err != nil {
 			return err
