@@ -27,7 +27,7 @@ func states() (map[int32]string, error) {
 		return nil, err
 	}
 	all := map[int32]string{}
-	var ctid int32
+	var ctid int32 // 0 in the section of something else
 	for line := range strings.Lines(string(b)) {
 		fields := strings.Fields(line)
 		switch {
@@ -39,7 +39,9 @@ func states() (map[int32]string, error) {
 			}
 			ctid = int32(n)
 			all[ctid] = "started"
-		case fields[0] == "state":
+		case strings.HasSuffix(fields[0], ":"):
+			ctid = 0
+		case fields[0] == "state" && ctid != 0:
 			all[ctid] = fields[1]
 		}
 	}
@@ -107,10 +109,23 @@ func setState(resource, state string) error {
 	if _, ok := all[int32(ctid)]; !ok {
 		return proxmox("no such resource '%s'", resource)
 	}
-	all[int32(ctid)] = state
+	old, err := os.ReadFile(HAResources)
+	if err != nil {
+		return err
+	}
 	var b strings.Builder
-	for ctid, state := range all {
-		fmt.Fprintf(&b, "ct: %d\n\tstate %s\n\n", ctid, state)
+	inside := false
+	for line := range strings.Lines(string(old)) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) == 2 && strings.HasSuffix(fields[0], ":"):
+			b.WriteString(line)
+			if inside = strings.Join(fields, "") == resource; inside {
+				fmt.Fprintf(&b, "\tstate %s\n", state)
+			}
+		case !inside || len(fields) == 0 || fields[0] != "state":
+			b.WriteString(line)
+		}
 	}
 	temporary := filepath.Join(filepath.Dir(HAResources), fmt.Sprintf(".resources.cfg.%d", os.Getpid()))
 	if err := os.WriteFile(temporary, []byte(b.String()), 0o640); err != nil {

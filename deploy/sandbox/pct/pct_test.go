@@ -58,6 +58,8 @@ func TestPct(t *testing.T) {
 		"post-stop can be slow":                      slowPostStop,
 		"exec passes the command's status on":        execStatus,
 		"empty raw hook line removes Proxmox's hook": emptyHook,
+		"hookscript refuses":                         hookscript,
+		"requests to the HA manager":                 highAvailability,
 		"no quorum":                                  noQuorum,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, n.For(t)) })
@@ -449,6 +451,54 @@ func emptyHook(t *testing.T, n *sandboxtest.Node) {
 	n.Must("pct", "stop", "240")
 	if got := n.Conf(240); got != before {
 		t.Errorf("without the hook nothing rewrites the conf; got\n%s", got)
+	}
+}
+
+func hookscript(t *testing.T, n *sandboxtest.Node) {
+	for path, text := range map[string]string{
+		"pve/storage.cfg":       "dir: local\n\tpath /var/lib/vz\n\ndir: test\n\tpath /run\n",
+		"run/snippets/no.sh":    "#!/bin/sh\necho \"$1 $2\"\nexit 7\n",
+		"run/snippets/maybe.sh": "#!/bin/sh\nexit 0\n",
+	} {
+		path = filepath.Join(n.Dir(), path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.Add(260, conf("hookscript: test:snippets/no.sh"))
+	expect(t, n, "start 260", "260 pre-start\n",
+		"hookscript error for 260 on pre-start: command '/run/snippets/no.sh 260 pre-start' failed: exit code 7\n", 255)
+	n.Add(261, conf("hookscript: test:snippets/maybe.sh"))
+	expect(t, n, "start 261", "", "", 0)
+}
+
+func highAvailability(t *testing.T, n *sandboxtest.Node) {
+	resources := filepath.Join(n.Dir(), "pve/ha/resources.cfg")
+	if err := os.WriteFile(resources, []byte("vm: 100\n\nct: 270\n\tstate stopped\n\nct: 271\n\tstate ignored\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	n.Add(270, conf())
+	n.Add(271, conf())
+	expect(t, n, "start 271", "", "", 0)
+	expect(t, n, "start 270", "Requesting HA start for CT 270\n", "", 0)
+	if n.Running(270) {
+		t.Error("it was started past the HA manager")
+	}
+	n.Must("pct", pct.HACommand)
+	expect(t, n, "shutdown 270", "Requesting HA stop for CT 270\n", "", 0)
+	if !n.Running(270) {
+		t.Error("it was stopped past the HA manager, or not started by it")
+	}
+	n.Must("pct", pct.HACommand)
+	if n.Running(270) {
+		t.Error("the HA manager did not stop it")
+	}
+	b, err := os.ReadFile(resources)
+	if want := "vm: 100\n\nct: 270\n\tstate stopped\n\nct: 271\n\tstate ignored\n"; err != nil || string(b) != want {
+		t.Errorf("%s holds %q, %v; want %q", resources, b, err, want)
 	}
 }
 
