@@ -25,6 +25,8 @@ func TestShapes(t *testing.T) {
 			"status 0\nnvidia0 nvidia1 nvidia2 nvidia3 nvidia4 nvidia5 nvidia6 nvidia7 uvm live",
 		"mig": "0, 00000000:01:00.0, 580.105.08\n1, 00000000:41:00.0, 580.105.08\n" +
 			"status 0\nnvidia0 nvidia1 uvm live",
+		"fabric": "0, 00000000:01:00.0, 580.105.08\n1, 00000000:41:00.0, 580.105.08\n" +
+			"status 0\nnvidia0 nvidia1 uvm live",
 		"vfio":        "0, 00000000:01:00.0, 580.105.08\nstatus 0\nnvidia0 uvm live",
 		"off-bus":     "0, 00000000:01:00.0, 580.105.08\n1, 00000000:41:00.0, 580.105.08\nstatus 15\nnvidia0 uvm live",
 		"uvm-missing": "0, 00000000:01:00.0, 580.105.08\n1, 00000000:41:00.0, 580.105.08\nstatus 0\nnvidia0 nvidia1",
@@ -85,7 +87,7 @@ func TestReboot(t *testing.T) {
 		t.Errorf("boot ID %q, before %q", now, bootID)
 	}
 	for _, c := range []struct{ script, want string }{
-		{"ls -d /run/left /dev/left /dev/nvidia-uvm /sys/module/nvidia_uvm /proc/driver/nvidia/capabilities/gpu0 2>/dev/null", ""},
+		{"ls -d /run/left /dev/left /dev/nvidia-uvm /sys/module/nvidia_uvm /proc/driver/nvidia/capabilities/gpu0/mig/gi2 2>/dev/null", ""},
 		{"cat /sys/module/nvidia/version", "590.10.01\n"},
 		{"cut -d';' -f2 /run/phoenix-sandbox/kernel.log", "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  590.10.01\n"},
 		{"stat -c %t /dev/nvidia-caps/nvidia-cap2", fmt.Sprintf("%x\n", n.Majors.Caps)},
@@ -126,6 +128,6 @@ func TestFaults(t *testing.T) {
 	}
 	// From the command line, as a person does it.
 	refused(t, s, `no GPU 9; there are 2`, "fault", "--dir", s.Dir, "lose", "pve1", "9")
-	refused(t, s, `no shape "round"; there are eight, mig, no-driver, off-bus, other-driver, plain, uvm-missing, vfio`,
+	refused(t, s, `no shape "round"; there are eight, fabric, mig, no-driver, off-bus, other-driver, plain, uvm-missing, vfio`,
 		"up", "--dir", filepath.Join(t.TempDir(), "x"), "--shape", "round")
 }

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// An entry is a file of the tree, or a link if it has a target.
+// An entry is a file of the tree, a link if it has a target, or an empty folder if its mode says so.
 type entry struct {
 	content string
 	mode    fs.FileMode
@@ -17,7 +17,7 @@ type entry struct {
 
 // The folders that hold nothing but what entries gives; below them everything else is removed.
 var ownDirs = []string{
-	"proc/driver/nvidia", "proc/driver/nvidia-caps", "sys/bus/pci/devices", "sys/bus/pci/drivers",
+	"proc/driver/nvidia", "proc/driver/nvidia-caps", "proc/driver/nvidia-nvlink", "sys/bus/pci/devices", "sys/bus/pci/drivers",
 	"sys/module/nvidia", "sys/module/nvidia_uvm", "sys/module/nvidia_modeset", "sys/module/nvidia_drm",
 }
 
@@ -59,12 +59,20 @@ func (h *Host) entries() map[string]entry {
 		modify = 0
 	}
 	file(proc+"params", fmt.Sprintf("ModifyDeviceFiles: %d\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n", modify))
+	file("proc/driver/nvidia-caps/nvlink-minors", fmt.Sprintf("fabric-mgmt %d\n", fabricMinor))
 	file("proc/driver/nvidia-caps/mig-minors", migMinors())
-	all[proc+"capabilities/mig/config"] = entry{content: capability(1, 0o400), mode: 0o400}
-	file(proc+"capabilities/mig/monitor", capability(2, 0o444))
+	file("proc/driver/nvidia-caps/sys-minors", fmt.Sprintf("fabric-imex-mgmt %d\n", imexMinor))
+	all[proc+"capabilities/mig/config"] = entry{content: capability(configMinor, 0o400), mode: 0o400}
+	file(proc+"capabilities/mig/monitor", capability(monitorMinor, 0o444))
+	// This one is there on any machine: it says nothing of a fabric.
+	all[proc+"capabilities/fabric-imex-mgmt"] = entry{content: capability(imexMinor, 0o400), mode: 0o400}
+	if h.Fabric {
+		all["proc/driver/nvidia-nvlink/capabilities/fabric-mgmt"] = entry{content: capability(fabricMinor, 0o400), mode: 0o400}
+	}
 	for _, g := range h.listed() {
 		file(proc+"gpus/"+g.PCI+"/information", g.informationFile())
 		file(proc+"gpus/"+g.PCI+"/power", "Runtime D3 status:          Disabled by default\nVideo Memory:               Active\n")
+		all[fmt.Sprintf("%scapabilities/gpu%d/mig", proc, g.Minor)] = entry{mode: fs.ModeDir | 0o755}
 		for _, d := range g.MIG.Devices {
 			gi := fmt.Sprintf("%scapabilities/gpu%d/mig/gi%d/", proc, g.Minor, d.GI)
 			file(gi+"access", capability(giMinor(g.Minor, d.GI), 0o444))
@@ -92,13 +100,18 @@ func capability(minor int, mode fs.FileMode) string {
 	return fmt.Sprintf("DeviceFileMinor: %d\nDeviceFileMode: %d\nDeviceFileModify: 1\n", minor, mode)
 }
 
-// What the driver reserves minors of nvidia-caps for; 1 and 2 are config and monitor.
+// What the driver reserves minors of nvidia-caps for, one table after the other (open-kmod, nv-caps.c).
 const (
 	maxGPUs             = 32
 	gpuInstances        = 15 // per GPU
 	computeInstances    = 8  // per GPU instance
-	firstInstanceMinor  = 3
 	minorsOfGPUInstance = 1 + computeInstances
+
+	fabricMinor        = 0
+	configMinor        = 1
+	monitorMinor       = 2
+	firstInstanceMinor = 3
+	imexMinor          = firstInstanceMinor + maxGPUs*gpuInstances*minorsOfGPUInstance // 4323
 )
 
 func giMinor(gpu, gi int) int     { return firstInstanceMinor + (gpu*gpuInstances+gi)*minorsOfGPUInstance }

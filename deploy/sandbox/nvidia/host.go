@@ -23,6 +23,7 @@ type Host struct {
 	Modules    []string `json:"modules"`     // that are loaded, by their names in /sys/module: "nvidia_uvm"
 	UVMAtBoot  bool     `json:"uvm_at_boot"` // whether a boot loads nvidia_uvm; else its first user does
 	LeaveNodes bool     `json:"leave_nodes"` // the driver's parameter NVreg_ModifyDeviceFiles is 0
+	Fabric     bool     `json:"fabric"`      // NVSwitches join the cards: there are the rights to manage them, and an IMEX channel
 	Majors     Majors   `json:"majors"`
 	GPUs       []GPU    `json:"gpus"` // in the order of their PCI addresses
 }

@@ -30,7 +30,11 @@ const (
 func (h *Host) DeviceNodes() []DeviceNode {
 	var nodes []DeviceNode
 	if h.Loaded("nvidia") {
-		nodes = append(nodes, h.controlNode(), h.capNode(1, 0o400), h.capNode(2, 0o444))
+		nodes = append(nodes, h.controlNode(), h.capNode(configMinor, 0o400), h.capNode(monitorMinor, 0o444))
+	}
+	if h.Loaded("nvidia") && h.Fabric {
+		nodes = append(nodes, h.capNode(fabricMinor, 0o400), h.capNode(imexMinor, 0o400),
+			DeviceNode{"/dev/nvidia-caps-imex-channels/channel0", h.Majors.IMEX, 0, 0o666})
 	}
 	if h.Loaded("nvidia_modeset") {
 		nodes = append(nodes, h.modesetNode())

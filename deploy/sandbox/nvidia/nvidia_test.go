@@ -85,7 +85,8 @@ func TestShapes(t *testing.T) {
 			"0 0000:01:00.0 minor 0 numa 0 nvidia gi2/ci0 nvidia-cap21=501:21 ok nvidia-cap22=501:22 ok" +
 				" gi9/ci0 nvidia-cap84=501:84 ok nvidia-cap85=501:85 ok gi10/ci0 nvidia-cap93=501:93 ok nvidia-cap94=501:94 ok",
 			"1 0000:41:00.0 minor 1 numa 1 nvidia"},
-		"vfio": {driver, "0 0000:01:00.0 minor 0 numa 0 nvidia", "-1 0000:41:00.0 minor -1 numa 1 vfio-pci"},
+		"fabric": {driver, "0 0000:01:00.0 minor 0 numa 0 nvidia", "1 0000:41:00.0 minor 1 numa 1 nvidia"},
+		"vfio":   {driver, "0 0000:01:00.0 minor 0 numa 0 nvidia", "-1 0000:41:00.0 minor -1 numa 1 vfio-pci"},
 		"off-bus": {driver, "0 0000:01:00.0 minor 0 numa 0 nvidia", "1 0000:41:00.0 minor -1 numa 1 nvidia",
 			"GPU 0000:41:00.0 is bound to nvidia, but the driver does not list it: it did not initialise or fell off the bus (see the kernel's log)."},
 		"uvm-missing": {driver, "0 0000:01:00.0 minor 0 numa 0 nvidia", "1 0000:41:00.0 minor 1 numa 1 nvidia",
@@ -98,11 +99,40 @@ func TestShapes(t *testing.T) {
 		t.Run(name, func(t *testing.T) { check(t, boot(t, name), want...) })
 	}
 	t.Run("all are here", func(t *testing.T) {
-		want := []string{"eight", "mig", "no-driver", "off-bus", "other-driver", "plain", "uvm-missing", "vfio"}
+		want := []string{"eight", "fabric", "mig", "no-driver", "off-bus", "other-driver", "plain", "uvm-missing", "vfio"}
 		if diff := cmp.Diff(want, nvidia.Shapes()); diff != "" {
 			t.Errorf("Shapes (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// All minors are the driver's: those at the ends of its tables, and those of a fabric.
+func TestFabric(t *testing.T) {
+	tree := boot(t, "fabric")
+	for path, want := range map[string]string{
+		"proc/driver/nvidia/capabilities/fabric-imex-mgmt":   "DeviceFileMinor: 4323\nDeviceFileMode: 256\nDeviceFileModify: 1\n",
+		"proc/driver/nvidia-nvlink/capabilities/fabric-mgmt": "DeviceFileMinor: 0\nDeviceFileMode: 256\nDeviceFileModify: 1\n",
+		"proc/driver/nvidia-caps/sys-minors":                 "fabric-imex-mgmt 4323\n",
+		"proc/driver/nvidia-caps/nvlink-minors":              "fabric-mgmt 0\n",
+	} {
+		if b, err := os.ReadFile(filepath.Join(tree.Root, path)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v, want %q", path, b, err, want)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(tree.Root, "proc/driver/nvidia-caps/mig-minors"))
+	must(t, err)
+	lines := strings.Split(string(b), "\n")
+	if got, want := lines[:4], []string{"config 1", "monitor 2", "gpu0/gi0/access 3", "gpu0/gi0/ci0/access 4"}; !slices.Equal(got, want) {
+		t.Errorf("first minors %q, want %q", got, want)
+	}
+	if got, want := lines[len(lines)-2], "gpu31/gi14/ci7/access 4322"; got != want {
+		t.Errorf("last minor %q, want %q", got, want)
+	}
+	want := "nvidia-caps/nvidia-cap0 501:0 400, nvidia-caps/nvidia-cap1 501:1 400, nvidia-caps/nvidia-cap2 501:2 444, " +
+		"nvidia-caps/nvidia-cap4323 501:4323 400, nvidia-caps-imex-channels/channel0 502:0 666"
+	if got := nodes(t, filepath.Join(tree.Root, "dev")); !strings.Contains(got, want) {
+		t.Errorf("nodes %s, want %s among them", got, want)
+	}
 }
 
 // tool runs one of the driver's programs on a host.

@@ -30,6 +30,15 @@ var shapes = map[string]func(node int) Host{
 		}}
 		return h
 	},
+	"fabric": func(node int) Host {
+		h := Plain(node, 2, false)
+		h.Fabric = true
+		for i := range h.GPUs {
+			h.GPUs[i].makeH100()
+			h.GPUs[i].Peers = []string{h.GPUs[1-i].PCI}
+		}
+		return h
+	},
 	"vfio": func(node int) Host {
 		h := Plain(node, 2, false)
 		h.GPUs[1].Bound = "vfio-pci"

@@ -129,6 +129,9 @@ func (t Tree) sweep(dir string, want map[string]entry) error {
 // put makes one entry right. A reader sees the old or the new one.
 func (t Tree) put(path string, e entry) error {
 	path = filepath.Join(t.Root, path)
+	if e.mode.IsDir() {
+		return os.MkdirAll(path, e.mode.Perm())
+	}
 	if e.target != "" {
 		if now, err := os.Readlink(path); err == nil && now == e.target {
 			return nil
