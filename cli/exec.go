@@ -36,6 +36,9 @@ const (
 // insistence is how often a signal must come until it ends the call instead of going to the command.
 const insistence = 3
 
+// signalWait is how long a signal may wait behind stdin that the command does not read; then it ends the call.
+const signalWait = 2 * time.Second
+
 type execOptions struct {
 	ctid          int32
 	argv, env     []string
@@ -56,8 +59,8 @@ func (p *Program) execCommand() *cobra.Command {
 
 No shell is involved: take "sh -c '...'" for one. stdin goes to the command, as with ssh, if it is a pipe or a file; in a
 loop over lines of stdin that would take the lines, so give -n there. With -t the command gets a terminal; -it is a
-session in it. Signals go to the command; one that comes three times ends the call, and the command with it. SIGTERM or
-SIGHUP ends a session at once.
+session in it. Signals go to the command; one that comes three times, or cannot pass the stdin that the command leaves
+unread, ends the call, and the command with it. SIGTERM or SIGHUP ends a session at once.
 
 With --all, --node or --gpu the command is run in every running container, or in those of a node, or in those that have
 GPU N in force; with several, in those that meet all of them. Each line of output begins with CTID and node. Containers
@@ -413,7 +416,9 @@ func (in *execInput) watch(ctx context.Context, s *session, o execOptions, signa
 					in.cancel()
 					return
 				}
+				late := time.AfterFunc(signalWait, in.cancel)
 				in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: signalNames[sig]}}})
+				late.Stop()
 			}
 		case <-ctx.Done():
 			return

@@ -2,11 +2,13 @@ package cli_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -185,6 +187,44 @@ func TestExecEndsWithoutStdin(t *testing.T) {
 	}
 }
 
+// endless is an input without end that tells when it is read.
+type endless chan<- struct{}
+
+func (e endless) Read(b []byte) (int, error) {
+	select {
+	case e <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+// Whoever interrupts a command in many containers gets an account of each, and all of them end.
+func TestExecManyInterrupted(t *testing.T) {
+	var begun atomic.Int32
+	ended := make(chan struct{}, 3)
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	f := execFake(nil, func(r remote) error {
+		defer func() { ended <- struct{}{} }()
+		if begun.Add(1) == 3 {
+			interrupt()
+		}
+		<-r.Context().Done()
+		return r.Context().Err()
+	})
+	settle(t)
+	var stdout, stderr bytes.Buffer
+	p := cli.Program{In: new(bytes.Buffer), Out: &stdout, Err: &stderr, Connect: f.serve(t), Now: func() time.Time { return now }}
+	const want = "phoenix-cli: CTID 901 on pve1: interrupted\nphoenix-cli: CTID 910 on pve1: interrupted\n" +
+		"phoenix-cli: CTID 912 on pve2: interrupted\nphoenix-cli: succeeded in 0 of 3 containers\n"
+	if code := p.Run(ctx, []string{"exec", "--all", "--", "x"}); code != 1 || stdout.String() != "" || stderr.String() != want {
+		t.Errorf("exit status %d, stdout %q, stderr %q; want 1, nothing and %q", code, stdout.String(), stderr.String(), want)
+	}
+	for range 3 {
+		<-ended
+	}
+}
+
 func TestExecSignals(t *testing.T) {
 	t.Run("goes to the command", func(t *testing.T) {
 		var name string
@@ -198,6 +238,27 @@ func TestExecSignals(t *testing.T) {
 		})
 		if got := run(t, f, nil, "exec", "901", "x"); got.code != 138 || name != "USR1" {
 			t.Errorf("got %+v and signal %q, want exit 138 and USR1", got, name)
+		}
+	})
+	t.Run("ends the call behind stdin that nobody reads", func(t *testing.T) {
+		read := make(chan struct{}, 1) // one after the other comes, then none
+		f := execFake(nil, func(r remote) error {
+			for quiet := false; !quiet; {
+				select {
+				case <-read:
+				case <-time.After(500 * time.Millisecond):
+					quiet = true
+				}
+			}
+			if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+				return err
+			}
+			<-r.Context().Done()
+			return r.Context().Err()
+		})
+		want := result{"", "phoenix-cli: interrupted\n", 1}
+		if got := run(t, f, endless(read), "exec", "-i", "901", "x"); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
 		}
 	})
 	t.Run("ends the call at the third time", func(t *testing.T) {
