@@ -8,6 +8,8 @@ TOOL    := go tool -modfile=tools/go.mod
 FLEET   ?= deploy/config/phoenix_lxc_configs.sample.json
 FUZZTIME ?= 10s
 export CGO_ENABLED ?= 0
+# NVIDIA's header marks functions as deprecated, of which go-nvml calls every one.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 .PHONY: help build demo demo-down test lint generate generated breaking baseline fuzz bench bench-readme fmt clean deps
 
@@ -15,10 +17,13 @@ export CGO_ENABLED ?= 0
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-## build: bin/phoenix-agent, bin/phoenix-controller, bin/phoenix-cli
+## build: bin/phoenix-agent, bin/phoenix-controller, bin/phoenix-cli; bin/phoenix-nvml if there is a C compiler
 build:
 	@mkdir -p bin
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./agent/cmd/phoenix-agent ./controller/cmd/phoenix-controller ./cli/cmd/phoenix-cli
+	@if command -v $(firstword $(shell go env CC)) >/dev/null; then set -x; \
+	  CGO_ENABLED=1 go build -trimpath -ldflags '-s -w' -o bin/ ./agent/cmd/phoenix-nvml; \
+	else rm -f bin/phoenix-nvml; echo "bin/phoenix-nvml is left out, as there is no C compiler: agents go without NVML"; fi
 
 ## demo: two pretend Proxmox hosts on real LXC, a container for each entry of FLEET, applied and verified (as root)
 demo: deps build bin/phoenix-sandbox
@@ -44,6 +49,8 @@ lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' | grep -v '^gen/'))" || { gofmt -l $$(git ls-files '*.go' | grep -v '^gen/'); exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
+	@if command -v $(firstword $(shell go env CC)) >/dev/null; then set -x; \
+	  CGO_ENABLED=1 go vet ./agent/cmd/phoenix-nvml; CGO_ENABLED=1 $(TOOL) staticcheck ./agent/cmd/phoenix-nvml; fi
 
 ## generate: gen/ from proto/
 generate:

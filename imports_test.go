@@ -30,19 +30,22 @@ var mayImport = map[string][]string{
 	"controller/plan":     {"controller/fleet", "controller/observed"},
 
 	// Only edges see generated types.
-	"agent/gpu":         {},
-	"agent/lxcmon":      {},
-	"agent/pct":         {},
-	"agent/ctlock":      {},
-	"agent/confstore":   {"agent/pveconf"},
-	"agent/attach":      {},
-	"agent/statefile":   {},
-	"agent/xid":         {},
-	"agent/health":      {"agent/statefile", "agent/xid"},
-	"agent/probe":       {"agent/attach"},
-	"agent/transfer":    {"agent/attach"},
-	"agent/container":   {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile"},
-	"controller/engine": {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
+	"agent/gpu":              {"agent/nvml"},
+	"agent/nvml":             {},
+	"agent/cmd/phoenix-nvml": {"agent/nvml"}, // what loads the driver's library sees nothing else of the agent
+	"agent/lxcmon":           {},
+	"agent/pct":              {},
+	"agent/ctlock":           {},
+	"agent/confstore":        {"agent/pveconf"},
+	"agent/attach":           {},
+	"agent/statefile":        {},
+	"agent/xid":              {},
+	"agent/health":           {"agent/statefile", "agent/xid"},
+	"agent/probe":            {"agent/attach"},
+	"agent/transfer":         {"agent/attach"},
+	"agent/driver":           {"agent/attach", "agent/ctlock"},
+	"agent/container":        {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile"},
+	"controller/engine":      {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
 }
 
 func TestImports(t *testing.T) {
