@@ -187,12 +187,18 @@ func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest
 			Gpus: []*typev1.Gpu{
 				{Index: 0, Uuid: "GPU-7a1b", PciAddress: "0000:01:00.0", Minor: proto.Int32(1), Model: "NVIDIA GeForce RTX 5060 Ti",
 					MemoryMib: proto.Int64(16311), Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA, NumaNode: 0, Ctids: []int32{901, 910},
-					DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia1", Major: 195, Minor: 1, Mode: 0o666, State: ok}}},
+					DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia1", Major: 195, Minor: 1, Mode: 0o666, State: ok}},
+					Health: &typev1.GpuHealth{State: typev1.GpuHealthState_GPU_HEALTH_STATE_OK}},
 				{Index: 1, Uuid: "GPU-9c2d", PciAddress: "0000:41:00.0", Minor: proto.Int32(0), Model: "NVIDIA GeForce RTX 5060 Ti",
 					Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA, NumaNode: 1, Ctids: []int32{901},
 					DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia0", Major: 195, Minor: 0, Mode: 0o666,
-						State: typev1.DeviceNodeState_DEVICE_NODE_STATE_STALE}}},
-				{Index: -1, PciAddress: "0000:81:00.0", Driver: typev1.GpuDriver_GPU_DRIVER_VFIO_PCI, NumaNode: -1},
+						State: typev1.DeviceNodeState_DEVICE_NODE_STATE_STALE}},
+					Health: &typev1.GpuHealth{State: typev1.GpuHealthState_GPU_HEALTH_STATE_WARNING, Errors: []*typev1.GpuError{
+						{Xid: 31, Class: typev1.GpuErrorClass_GPU_ERROR_CLASS_APPLICATION, Count: 3, Process: "python3", Ctid: 901, Message: "MMU Fault"},
+						{Xid: 109, Class: typev1.GpuErrorClass_GPU_ERROR_CLASS_WATCH, Count: 1, GpuInstanceId: proto.Int32(5), Message: "CTX SWITCH TIMEOUT"},
+					}}},
+				{Index: -1, PciAddress: "0000:81:00.0", Driver: typev1.GpuDriver_GPU_DRIVER_VFIO_PCI, NumaNode: -1,
+					Health: &typev1.GpuHealth{State: typev1.GpuHealthState_GPU_HEALTH_STATE_OK}},
 			},
 			Majors: []*typev1.DeviceNumber{{Name: "nvidia", Major: 195}, {Name: "nvidia-uvm", Major: 511}},
 			SharedNodes: []*typev1.DeviceNode{
