@@ -160,16 +160,17 @@ func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) 
 // numbers and that its device rules allow.
 func effectiveOf(r Running, inv passthrough.Inventory) passthrough.Passthrough {
 	var p passthrough.Passthrough
+	var paths []string
 	for _, n := range inv.Nodes {
 		if !has(r, n) {
 			continue
 		}
 		p.Devices = append(p.Devices, passthrough.Device{Path: n.Path, Major: n.Major, Minor: n.Minor})
-		if i := slices.IndexFunc(inv.GPUs, func(g passthrough.GPU) bool { return n.GPU >= 0 && g.Minor == n.GPU }); i >= 0 {
-			p.GPUs = append(p.GPUs, inv.GPUs[i])
-		}
+		paths = append(paths, n.Path)
+		p.Graphics = p.Graphics || n.Use == passthrough.Graphics
+		p.Fabric = p.Fabric || n.Use == passthrough.Fabric
 	}
-	slices.SortFunc(p.GPUs, func(a, b passthrough.GPU) int { return a.Index - b.Index })
+	p.GPUs = inv.Given(paths)
 	return p
 }
 
@@ -254,23 +255,45 @@ func isTrue(conf *pveconf.File, key string) bool {
 // InventoryOf reduces what the node has to what judging and editing a conf needs.
 func InventoryOf(gpus *gpu.Inventory) passthrough.Inventory {
 	inv := passthrough.Inventory{Majors: gpus.Majors}
+	seen := map[string]bool{} // the node of a GPU instance is that of all its compute instances
+	add := func(use passthrough.Use, minor int, nodes ...gpu.DeviceNode) {
+		for _, n := range nodes {
+			if seen[n.Path] {
+				continue
+			}
+			seen[n.Path] = true
+			inv.Nodes = append(inv.Nodes, passthrough.Node{
+				Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: minor, Needed: Needed(n.Path), Use: use,
+			})
+		}
+	}
 	for _, g := range gpus.GPUs {
 		if g.Minor < 0 || g.Driver != gpu.NVIDIA {
 			continue
 		}
 		inv.GPUs = append(inv.GPUs, passthrough.GPU{Index: g.Index, UUID: g.UUID, Minor: g.Minor})
-		for _, n := range g.Nodes {
-			inv.Nodes = append(inv.Nodes, passthrough.Node{
-				Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: g.Minor,
+		add(passthrough.Compute, g.Minor, g.Nodes...)
+		add(passthrough.Graphics, g.Minor, g.Graphics...)
+		for _, m := range g.MIG {
+			if len(m.Nodes) != 2 {
+				continue // /proc does not know it
+			}
+			inv.MIG = append(inv.MIG, passthrough.MIGDevice{
+				MIG:   passthrough.MIG{UUID: m.UUID, GPUInstance: m.Instance.GPU, ComputeInstance: m.Instance.Compute},
+				Minor: g.Minor, Nodes: [2]string{m.Nodes[0].Path, m.Nodes[1].Path},
 			})
+			add(passthrough.Instance, g.Minor, m.Nodes...)
 		}
 	}
 	for _, n := range gpus.Shared {
-		inv.Nodes = append(inv.Nodes, passthrough.Node{
-			Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: -1,
-			Needed: Needed(n.Path),
-		})
+		use := passthrough.Compute
+		if n.Path == "/dev/nvidia-modeset" {
+			use = passthrough.Graphics
+		}
+		add(use, -1, n)
 	}
+	add(passthrough.Fabric, -1, gpus.Fabric...)
+	add(passthrough.Management, -1, gpus.Management...)
 	slices.SortFunc(inv.Nodes, func(a, b passthrough.Node) int { return strings.Compare(a.Path, b.Path) })
 	return inv
 }
@@ -281,6 +304,9 @@ type ProbeDevice struct {
 	Major, Minor int
 	GPUIndex     int  // -1 for a device that GPUs share
 	Expected     bool // the conf gives it
+	// Instance is that of a capability node of MIG, else nil. Its compute instance is -1 where the node is of the whole
+	// GPU instance.
+	Instance *gpu.Instance
 }
 
 // Devices returns the container and every NVIDIA device of the node and of its conf, by path.
@@ -296,7 +322,10 @@ func (m *Manager) Devices(ctx context.Context, ctid int32) (Container, []ProbeDe
 	inv := InventoryOf(gpus)
 	byPath := make(map[string]ProbeDevice, len(inv.Nodes))
 	for _, n := range inv.Nodes {
-		d := ProbeDevice{Path: n.Path, Major: n.Major, Minor: n.Minor, GPUIndex: -1}
+		if !n.Present && (n.Use == passthrough.Fabric || n.Use == passthrough.Management) {
+			continue // most nodes have no such device
+		}
+		d := ProbeDevice{Path: n.Path, Major: n.Major, Minor: n.Minor, GPUIndex: -1, Instance: instanceOf(inv, n.Path)}
 		if i := slices.IndexFunc(inv.GPUs, func(g passthrough.GPU) bool { return n.GPU >= 0 && g.Minor == n.GPU }); i >= 0 {
 			d.GPUIndex = inv.GPUs[i].Index
 		}
@@ -312,6 +341,19 @@ func (m *Manager) Devices(ctx context.Context, ctid int32) (Container, []ProbeDe
 	}
 	devices := slices.SortedFunc(maps.Values(byPath), func(a, b ProbeDevice) int { return strings.Compare(a.Path, b.Path) })
 	return c, devices, nil
+}
+
+// instanceOf returns what a capability node of MIG is of, as ProbeDevice.Instance.
+func instanceOf(inv passthrough.Inventory, path string) *gpu.Instance {
+	for _, m := range inv.MIG {
+		switch path {
+		case m.Nodes[0]:
+			return &gpu.Instance{GPU: m.GPUInstance, Compute: -1}
+		case m.Nodes[1]:
+			return &gpu.Instance{GPU: m.GPUInstance, Compute: m.ComputeInstance}
+		}
+	}
+	return nil
 }
 
 // Needed says whether every use of a GPU needs this shared device: CUDA needs nvidia-uvm and its tools, everything needs

@@ -26,7 +26,7 @@ type editing struct {
 	preview bool
 }
 
-// A Selector names one GPU of the node. Exactly one field is set; Index is a pointer because 0 is a GPU.
+// A Selector names one GPU of the node or, by its UUID, one MIG device. Exactly one field is set; Index is a pointer because 0 is a GPU.
 type Selector struct {
 	Index      *int
 	UUID       string
@@ -70,45 +70,95 @@ func (e *GPUBoundError) Error() string {
 	return fmt.Sprintf("GPU %s is bound to %s, not to nvidia", e.GPU, e.Driver)
 }
 
-// Resolve finds the GPUs that selectors name. The error is a [*GPUNotFoundError], a [*GPUBoundError] or
-// gpu.ErrDriverNotLoaded.
-func Resolve(inv *gpu.Inventory, selectors []Selector) ([]gpu.GPU, error) {
+// A Resolved is a GPU of the node, or a MIG device of it.
+type Resolved struct {
+	GPU gpu.GPU
+	MIG *gpu.MIGDevice // nil: the whole GPU
+}
+
+// Ref names it for [gpu.Scanner.Prepare].
+func (r Resolved) Ref() gpu.Ref {
+	ref := gpu.Ref{Minor: r.GPU.Minor}
+	if r.MIG != nil {
+		ref.MIG = &r.MIG.Instance
+	}
+	return ref
+}
+
+func (r Resolved) same(o Resolved) bool {
+	return r.GPU.PCIAddress == o.GPU.PCIAddress && (r.MIG == nil) == (o.MIG == nil) && (r.MIG == nil || r.MIG.Instance == o.MIG.Instance)
+}
+
+// A WholeError says that a GPU and a MIG device of it are wanted for one container: it would have the device alone.
+type WholeError struct{ GPU string }
+
+func (e *WholeError) Error() string {
+	return fmt.Sprintf("GPU %s is asked for whole and as a MIG device; a container can have only one of the two", e.GPU)
+}
+
+// Resolve finds the GPUs and MIG devices that selectors name, each once. The error is a [*GPUNotFoundError], a
+// [*GPUBoundError], a [*WholeError] or gpu.ErrDriverNotLoaded.
+func Resolve(inv *gpu.Inventory, selectors []Selector) ([]Resolved, error) {
 	if len(selectors) > 0 && inv.DriverVersion == "" {
 		return nil, gpu.ErrDriverNotLoaded
 	}
-	found := make([]gpu.GPU, 0, len(selectors))
+	found := make([]Resolved, 0, len(selectors))
 	for _, s := range selectors {
-		i := slices.IndexFunc(inv.GPUs, func(g gpu.GPU) bool {
-			switch {
-			case s.Index != nil:
-				return g.Index == *s.Index
-			case s.UUID != "":
-				return g.UUID == s.UUID
-			}
-			return g.PCIAddress == s.PCIAddress
-		})
-		if i < 0 {
+		r, ok := s.find(inv)
+		if !ok {
 			return nil, notFound(inv, s, false)
 		}
-		g := inv.GPUs[i]
-		if g.Driver != gpu.NVIDIA {
-			return nil, &GPUBoundError{GPU: s.String(), Driver: g.Driver}
+		if r.GPU.Driver != gpu.NVIDIA {
+			return nil, &GPUBoundError{GPU: s.String(), Driver: r.GPU.Driver}
 		}
-		if g.Minor < 0 {
+		if r.GPU.Minor < 0 {
 			return nil, notFound(inv, s, true)
 		}
-		if !slices.ContainsFunc(found, func(f gpu.GPU) bool { return f.PCIAddress == g.PCIAddress }) {
-			found = append(found, g)
+		for _, f := range found {
+			if f.GPU.PCIAddress == r.GPU.PCIAddress && (f.MIG == nil) != (r.MIG == nil) {
+				return nil, &WholeError{GPU: fmt.Sprint(r.GPU.Index)}
+			}
+		}
+		if !slices.ContainsFunc(found, r.same) {
+			found = append(found, r)
 		}
 	}
 	return found, nil
 }
 
+func (s Selector) find(inv *gpu.Inventory) (Resolved, bool) {
+	for _, g := range inv.GPUs {
+		switch {
+		case s.Index != nil:
+			if g.Index == *s.Index {
+				return Resolved{GPU: g}, true
+			}
+		case s.UUID != "":
+			if g.UUID == s.UUID {
+				return Resolved{GPU: g}, true
+			}
+			if m := slices.IndexFunc(g.MIG, func(m gpu.MIGDevice) bool { return m.UUID == s.UUID }); m >= 0 {
+				return Resolved{GPU: g, MIG: &g.MIG[m]}, true
+			}
+		case g.PCIAddress == s.PCIAddress:
+			return Resolved{GPU: g}, true
+		}
+	}
+	return Resolved{}, false
+}
+
 func notFound(inv *gpu.Inventory, s Selector, lost bool) *GPUNotFoundError {
 	err := &GPUNotFoundError{GPU: s.String(), Lost: lost}
 	for _, g := range inv.GPUs {
-		if g.Index >= 0 && g.Minor >= 0 {
+		if g.Index < 0 || g.Minor < 0 {
+			continue
+		}
+		if !strings.HasPrefix(s.UUID, "MIG-") {
 			err.Available = append(err.Available, fmt.Sprint(g.Index))
+			continue
+		}
+		for _, m := range g.MIG {
+			err.Available = append(err.Available, m.UUID)
 		}
 	}
 	return err
@@ -116,8 +166,10 @@ func notFound(inv *gpu.Inventory, s Selector, lost bool) *GPUNotFoundError {
 
 // SetPassthrough makes the container's GPUs exactly the given ones.
 type SetPassthrough struct {
-	GPUs []Selector
-	Mode passthrough.Mode
+	GPUs             []Selector
+	Mode             passthrough.Mode
+	Graphics, Fabric bool   // what they are for, besides computing
+	Assignment       string // in the words of the fleet file, for the record
 }
 
 func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
@@ -125,9 +177,9 @@ func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
 	if err != nil {
 		return err
 	}
-	minors := make([]int, 0, len(gpus))
+	want := passthrough.Want{Graphics: op.Graphics, Fabric: op.Fabric}
 	for _, g := range gpus {
-		minors = append(minors, g.Minor)
+		want.GPUs = append(want.GPUs, passthroughGPU(g))
 	}
 	inv := InventoryOf(e.gpus)
 	if e.preview {
@@ -136,7 +188,15 @@ func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
 			inv.Nodes[i].Present = true
 		}
 	}
-	return passthrough.Set(f, inv, minors, op.Mode)
+	return passthrough.Set(f, inv, want, op.Mode)
+}
+
+func passthroughGPU(r Resolved) passthrough.GPU {
+	g := passthrough.GPU{Index: r.GPU.Index, UUID: r.GPU.UUID, Minor: r.GPU.Minor}
+	if r.MIG != nil {
+		g.MIG = &passthrough.MIG{UUID: r.MIG.UUID, GPUInstance: r.MIG.Instance.GPU, ComputeInstance: r.MIG.Instance.Compute}
+	}
+	return g
 }
 
 // An OptionError says that an lxc.* option may not be set.

@@ -116,10 +116,21 @@ func (s *Scanner) numbered(dir string, pattern *regexp.Regexp) map[int]string {
 	return found
 }
 
+// managementFiles are the rights to divide GPUs by MIG, and to see what others do with them.
+var managementFiles = []string{
+	"driver/nvidia/capabilities/mig/config",
+	"driver/nvidia/capabilities/mig/monitor",
+}
+
 // addMIG adds the MIG devices of the GPUs and their capability nodes. Whether a GPU that is not divided could be, /proc
 // does not tell: the folder for it is there either way.
 func (s *Scanner) addMIG(inv *Inventory) {
 	major := majorOf(inv, capsDriver)
+	for _, path := range managementFiles {
+		if c, ok := s.capability(path); ok {
+			inv.Management = append(inv.Management, s.node(c.name(), major, c.minor))
+		}
+	}
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
 		if g.Driver != NVIDIA || g.Minor < 0 {

@@ -37,6 +37,7 @@ type Inventory struct {
 	GPUs             []GPU          // in the order of their PCI addresses
 	Shared           []DeviceNode   // nvidia-modeset, nvidia-uvm, nvidia-uvm-tools, nvidiactl; none without driver and GPUs
 	Fabric           []DeviceNode   // IMEX channels and the fabric's capability nodes, by path; none on a machine without one
+	Management       []DeviceNode   // capability nodes that let a process divide GPUs by MIG and watch others; never given
 	Problems         []string       // one sentence each
 }
 

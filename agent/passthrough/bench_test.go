@@ -51,7 +51,7 @@ func BenchmarkSet(b *testing.B) {
 			b.SetBytes(int64(len(conf)))
 			for i := 0; b.Loop(); i++ {
 				f := pveconf.Parse(conf)
-				if err := passthrough.Set(f, node2, []int{0}, modes[i%2]); err != nil {
+				if err := passthrough.Set(f, node2, whole([]int{0}), modes[i%2]); err != nil {
 					b.Fatal(err)
 				}
 			}

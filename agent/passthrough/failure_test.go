@@ -19,7 +19,7 @@ import (
 func setTo(t *testing.T, conf string, minors ...int) string {
 	t.Helper()
 	f := pveconf.Parse([]byte(conf))
-	if err := passthrough.Set(f, node2, minors, passthrough.ModeRaw); err != nil {
+	if err := passthrough.Set(f, node2, whole(minors), passthrough.ModeRaw); err != nil {
 		t.Fatalf("Set %v of %q: %v", minors, conf, err)
 	}
 	return string(f.Bytes())
@@ -67,7 +67,7 @@ func TestFailure03_HardCodedMajorOfUVM(t *testing.T) {
 		if diff := cmp.Diff([]finding{{passthrough.WrongMajor, 4, true}}, findings(problems)); diff != "" {
 			t.Errorf("major %s: problems (-want +got):\n%s", major, diff)
 		}
-		if err := passthrough.Set(f, inv, []int{0}, passthrough.ModeRaw); err != nil {
+		if err := passthrough.Set(f, inv, whole([]int{0}), passthrough.ModeRaw); err != nil {
 			t.Fatal(err)
 		}
 		after := string(f.Bytes())
@@ -111,7 +111,7 @@ func TestFailure08_MissingDeviceIsAnError(t *testing.T) {
 		inv.Nodes = slices.Clone(node2.Nodes)
 		inv.Nodes[slices.Index(node2.Nodes, n)].Present = false
 		f := pveconf.Parse([]byte(conf))
-		err := passthrough.Set(f, inv, []int{0}, passthrough.ModeRaw)
+		err := passthrough.Set(f, inv, whole([]int{0}), passthrough.ModeRaw)
 		if e, ok := errors.AsType[*passthrough.NodeError](err); !ok || e.Path != n.Path {
 			t.Errorf("Set without %s: error %v, want a NodeError of this path", n.Path, err)
 		}
@@ -120,7 +120,7 @@ func TestFailure08_MissingDeviceIsAnError(t *testing.T) {
 		}
 	}
 	f := pveconf.Parse([]byte(conf))
-	err := passthrough.Set(f, node2, []int{0, 2}, passthrough.ModeNative)
+	err := passthrough.Set(f, node2, whole([]int{0, 2}), passthrough.ModeNative)
 	if e, ok := errors.AsType[*passthrough.GPUError](err); !ok || e.Minor != 2 || !slices.Equal(e.Have, []int{0, 1}) {
 		t.Errorf("Set of a GPU that the node lacks: error %v", err)
 	}
@@ -149,7 +149,7 @@ func TestFailure10_MajorChangedByDriverUpgrade(t *testing.T) {
 	if diff := cmp.Diff(want, findings(problems)); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
-	if err := passthrough.Set(f, inv, []int{0}, passthrough.ModeRaw); err != nil {
+	if err := passthrough.Set(f, inv, whole([]int{0}), passthrough.ModeRaw); err != nil {
 		t.Fatal(err)
 	}
 	rules := passthrough.RuleLines(f, inv)
@@ -196,7 +196,7 @@ func TestFailure14_CloneBringsOldEntries(t *testing.T) {
 func TestSetRefused(t *testing.T) {
 	for _, mode := range []passthrough.Mode{passthrough.ModeNone, passthrough.ModeMixed, 7} {
 		f := pveconf.Parse(nil)
-		if err := passthrough.Set(f, node2, []int{0}, mode); err == nil || len(f.Bytes()) > 0 {
+		if err := passthrough.Set(f, node2, whole([]int{0}), mode); err == nil || len(f.Bytes()) > 0 {
 			t.Errorf("Set in mode %v: error %v, conf %q", mode, err, f.Bytes())
 		}
 	}
@@ -205,10 +205,10 @@ func TestSetRefused(t *testing.T) {
 		fmt.Fprintf(&b, "dev%d: /dev/fuse\n", i)
 	}
 	full := pveconf.Parse([]byte(b.String()))
-	if err := passthrough.Set(full, node2, []int{0}, passthrough.ModeNative); !errors.Is(err, passthrough.ErrNoSlot) || string(full.Bytes()) != b.String() {
+	if err := passthrough.Set(full, node2, whole([]int{0}), passthrough.ModeNative); !errors.Is(err, passthrough.ErrNoSlot) || string(full.Bytes()) != b.String() {
 		t.Errorf("Set with three free devN: error %v, %d bytes before, %d after", err, b.Len(), len(full.Bytes()))
 	}
-	if err := passthrough.Set(pveconf.Parse(nil), passthrough.Inventory{GPUs: node2.GPUs, Nodes: node2.Nodes[3:5]}, []int{0}, passthrough.ModeRaw); err == nil {
+	if err := passthrough.Set(pveconf.Parse(nil), passthrough.Inventory{GPUs: node2.GPUs, Nodes: node2.Nodes[3:5]}, whole([]int{0}), passthrough.ModeRaw); err == nil {
 		t.Error("Set without any control device gave no error")
 	}
 }

@@ -135,7 +135,7 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 		mode = modes[1]
 	}
 	conf := pveconf.Parse([]byte(before))
-	err := passthrough.Set(conf, node2, minors, mode)
+	err := passthrough.Set(conf, node2, whole(minors), mode)
 	after := string(conf.Bytes())
 	if _, ok := errors.AsType[*passthrough.CutOffError](err); ok && after == before && strings.Contains(before, "\x00") {
 		return
@@ -145,7 +145,7 @@ func checkSet(t *testing.T, before string, bits uint8, native bool) {
 	}
 
 	again := pveconf.Parse([]byte(after))
-	if err := passthrough.Set(again, node2, minors, mode); err != nil {
+	if err := passthrough.Set(again, node2, whole(minors), mode); err != nil {
 		t.Fatalf("Set of %q: %v", after, err)
 	}
 	if diff := cmp.Diff(after, string(again.Bytes())); diff != "" {
@@ -252,7 +252,7 @@ func checkSetAndBack(t *testing.T, base string, bits uint8, native bool, otherBi
 		if native {
 			mode = modes[1]
 		}
-		err := passthrough.Set(conf, node2, minorsOf(bits), mode)
+		err := passthrough.Set(conf, node2, whole(minorsOf(bits)), mode)
 		if _, ok := errors.AsType[*passthrough.CutOffError](err); ok {
 			cutOff = true
 		} else if err != nil {

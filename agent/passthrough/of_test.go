@@ -124,7 +124,8 @@ func TestProblems(t *testing.T) {
 		{"GPU of a minor that the node lacks", userGPU0 + "lxc.mount.entry: /dev/nvidia3 dev/nvidia3 none bind,create=file\n",
 			[]finding{{passthrough.DeviceGone, 6, true}}},
 		{"devN of a minor that the node lacks", userGPU0 + "dev0: /dev/nvidia3,mode=0666\n", []finding{{passthrough.DeviceGone, 6, true}}},
-		{"capability nodes are not judged", userGPU0 + "lxc.mount.entry: /dev/nvidia-caps/nvidia-cap1 dev/nvidia-caps/nvidia-cap1 none bind,create=file\nlxc.cgroup2.devices.allow: c 236:1 r\n", nil},
+		{"a capability that the driver does not have", userGPU0 + "lxc.mount.entry: /dev/nvidia-caps/nvidia-cap1 dev/nvidia-caps/nvidia-cap1 none bind,create=file\nlxc.cgroup2.devices.allow: c 236:1 r\n",
+			[]finding{{passthrough.DeviceGone, 6, true}}},
 		{"nvidia-uvm's major of another boot", userGPU0 + "lxc.cgroup2.devices.allow: c 510:0 rwm\n", []finding{{passthrough.WrongMajor, 6, true}}},
 		{"the same without nvidia-uvm: a stranger's", user + "lxc.cgroup2.devices.allow: c 510:0 rwm\n", nil},
 		{"a minor that nvidia-uvm does not have: a stranger's", userGPU0 + "lxc.cgroup2.devices.allow: c 510:2 rwm\n", nil},
@@ -164,7 +165,7 @@ func TestProblems(t *testing.T) {
 			[]finding{{passthrough.ControlDeviceNotGiven, 0, true}, {passthrough.ControlDeviceNotGiven, 0, true}, {passthrough.ControlDeviceNotGiven, 0, true},
 				{passthrough.Privileged, 0, false}, {passthrough.DeviceGone, 1, true}, {passthrough.DeviceGone, 2, true}}},
 		{"devN below a directory that a mount entry brings", userGPU0 + "lxc.mount.entry: /dev/nvidia-caps dev/nvidia-caps none bind,create=dir\ndev0: /dev/nvidia-caps/nvidia-cap1,mode=0666\n",
-			[]finding{{passthrough.ModeConflict, 6, true}}},
+			[]finding{{passthrough.ModeConflict, 6, true}, {passthrough.DeviceGone, 7, true}}},
 		{"a mount that only makes the file in the way of a devN", "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none create=file\ndev0: /dev/nvidiactl,mode=0666\n",
 			[]finding{{passthrough.ModeConflict, 1, true}, {passthrough.NoEffect, 1, true}}},
 		{"broken devN of something else", "dev0: /etc/passwd\n", []finding{{passthrough.InvalidLine, 1, false}}},
@@ -278,7 +279,7 @@ func TestStaleRuleOrStranger(t *testing.T) {
 			if got := len(problems) == 1 && problems[0].Kind == passthrough.WrongMajor; got != tt.stale {
 				t.Errorf("problems %+v, want a stale rule: %v", problems, tt.stale)
 			}
-			if err := passthrough.Set(f, tt.inv, nil, passthrough.ModeNone); err != nil {
+			if err := passthrough.Set(f, tt.inv, passthrough.Want{}, passthrough.ModeNone); err != nil {
 				t.Fatal(err)
 			}
 			if got := !strings.Contains(string(f.Bytes()), rule); got != tt.stale {

@@ -23,7 +23,7 @@ func presumed(f *pveconf.File) Inventory {
 			{Path: "/dev/nvidiactl", Major: nvidiaMajor, Minor: 255, Present: true, GPU: -1, Needed: true},
 			{Path: "/dev/nvidia-uvm", Major: -1, Minor: 0, Present: true, GPU: -1, Needed: true},
 			{Path: "/dev/nvidia-uvm-tools", Major: -1, Minor: 1, Present: true, GPU: -1, Needed: true},
-			{Path: "/dev/nvidia-modeset", Major: nvidiaMajor, Minor: 254, Present: true, GPU: -1},
+			{Path: "/dev/nvidia-modeset", Major: nvidiaMajor, Minor: 254, Present: true, GPU: -1, Use: Graphics},
 		},
 		Majors:  map[string]int{"nvidia": nvidiaMajor},
 		offline: true,
@@ -36,7 +36,7 @@ func presumed(f *pveconf.File) Inventory {
 		inv.GPUs = append(inv.GPUs, GPU{Index: -1, Minor: minor})
 		inv.Nodes = append(inv.Nodes, Node{Path: "/dev/nvidia" + strconv.Itoa(minor), Major: nvidiaMajor, Minor: minor, Present: true, GPU: minor})
 	}
-	c := read(f, inv, false)
+	c := read(f, inv, nil)
 	for _, m := range c.mounts {
 		add(m.source)
 	}

@@ -38,12 +38,43 @@ func (m Mode) String() string {
 	return "Mode(" + strconv.Itoa(int(m)) + ")"
 }
 
-// A GPU is one GPU of the node.
+// A GPU is one GPU of the node, or one MIG device of it.
 type GPU struct {
 	Index int    // nvidia-smi's number; -1 if no GPU of the node has this minor
 	UUID  string // empty if unknown
 	Minor int    // N of /dev/nvidiaN
+	MIG   *MIG   // nil: the whole GPU
 }
+
+// MIG names a MIG device of a GPU.
+type MIG struct {
+	UUID                         string // empty if unknown
+	GPUInstance, ComputeInstance int
+}
+
+// same says whether both have the same numbers.
+func (m *MIG) same(o *MIG) bool {
+	return m.GPUInstance == o.GPUInstance && m.ComputeInstance == o.ComputeInstance
+}
+
+// A MIGDevice is a MIG device that the node has.
+type MIGDevice struct {
+	MIG
+	Minor int       // of its GPU
+	Nodes [2]string // paths of the capability nodes of its GPU instance and its compute instance
+}
+
+// Use is what a device node is for.
+type Use int
+
+// The uses.
+const (
+	Compute    Use = iota // CUDA, and everything else
+	Graphics              // nvidia-modeset and the DRM nodes of NVIDIA's cards
+	Fabric                // NVLink between machines
+	Instance              // access to an instance of MIG
+	Management            // of MIG; never given
+)
 
 // A Node is one device node that the node's NVIDIA driver has or should have.
 type Node struct {
@@ -52,11 +83,13 @@ type Node struct {
 	Present      bool   // it is there with these numbers
 	GPU          int    // minor of the GPU it belongs to; -1 if GPUs share it
 	Needed       bool   // shared, and every use of a GPU needs it
+	Use          Use
 }
 
 // Inventory is what the node has.
 type Inventory struct {
-	GPUs  []GPU
+	GPUs  []GPU // whole ones
+	MIG   []MIGDevice
 	Nodes []Node
 	// Majors are the character device majors of /proc/devices by driver. With those of all drivers a rule
 	// of an old nvidia-uvm major can be told from a rule for some other device.
@@ -73,10 +106,12 @@ type Device struct {
 
 // Passthrough is what the main section of a conf gives.
 type Passthrough struct {
-	GPUs    []GPU // by index, then minor
-	Mode    Mode
-	Devices []Device // every NVIDIA device, by path
-	Rules   []Rule   // the allow rules for NVIDIA devices in order; rules by path with the device's numbers
+	GPUs []GPU // by index, then minor, then instances
+	Mode Mode
+	// Graphics and Fabric say that an entry of its own gives some device for that use.
+	Graphics, Fabric bool
+	Devices          []Device // every NVIDIA device, by path
+	Rules            []Rule   // the allow rules for NVIDIA devices in order; rules by path with the device's numbers
 }
 
 // nvidiaMajor is the one major that NVIDIA's driver has registered for good: GPUs, nvidiactl, nvidia-modeset.
@@ -130,6 +165,15 @@ func (inv Inventory) node(path string) (Node, bool) {
 	return inv.Nodes[i], true
 }
 
+// ours says whether a path is that of an NVIDIA device: by its name or, as a DRM node, by the card it belongs to.
+func (inv Inventory) ours(path string) bool {
+	if nvidiaPath.MatchString(path) {
+		return true
+	}
+	_, ok := inv.node(path)
+	return ok
+}
+
 func (inv Inventory) gpu(minor int) (GPU, bool) {
 	i := slices.IndexFunc(inv.GPUs, func(g GPU) bool { return g.Minor == minor })
 	if i < 0 {
@@ -155,6 +199,14 @@ func (inv Inventory) driver(major int) string {
 	return slices.Min(names)
 }
 
+// graphics says whether these are the numbers of a DRM node of an NVIDIA card, or of any of their major if minor is
+// negative.
+func (inv Inventory) graphics(major, minor int) bool {
+	return slices.ContainsFunc(inv.Nodes, func(n Node) bool {
+		return n.Use == Graphics && n.GPU >= 0 && n.Major == major && (minor < 0 || n.Minor == minor)
+	})
+}
+
 // hasOtherMajors says whether inv has majors of other drivers than NVIDIA's.
 func (inv Inventory) hasOtherMajors() bool {
 	for name := range inv.Majors {
@@ -168,13 +220,13 @@ func (inv Inventory) hasOtherMajors() bool {
 // Of returns what the main section of f gives and, by line, what is wrong with it. Problems with an empty
 // advice are mended by [Set].
 func Of(f *pveconf.File, inv Inventory) (Passthrough, []Problem) {
-	c := read(f, inv, false)
+	c := read(f, inv, nil)
 	return c.passthrough(), c.problems()
 }
 
 func (c *conf) passthrough() Passthrough {
 	var p Passthrough
-	devices, gpus := map[string]bool{}, map[int]bool{}
+	devices, given := map[string]bool{}, map[string]bool{} // in the container; of the node
 	add := func(path, source string) {
 		d := Device{Path: path, Major: -1, Minor: -1}
 		if n, ok := c.inv.node(source); ok {
@@ -184,11 +236,7 @@ func (c *conf) passthrough() Passthrough {
 			devices[path] = true
 			p.Devices = append(p.Devices, d)
 		}
-		if minor := gpuMinor(source); minor >= 0 && !gpus[minor] {
-			gpus[minor] = true
-			g, _ := c.inv.gpu(minor)
-			p.GPUs = append(p.GPUs, g)
-		}
+		given[source] = true
 	}
 	for _, m := range c.mounts {
 		if m.noEffect != "" {
@@ -220,14 +268,66 @@ func (c *conf) passthrough() Passthrough {
 		}
 		add(d.path, d.source)
 	}
+	p.GPUs = c.inv.given(given)
+	for _, n := range c.inv.Nodes {
+		if given[n.Path] {
+			p.Graphics = p.Graphics || n.Use == Graphics
+			p.Fabric = p.Fabric || n.Use == Fabric
+		}
+	}
+	for _, m := range c.folders {
+		for _, n := range m.nodes {
+			add(m.target+strings.TrimPrefix(n.Path, m.source), n.Path)
+		}
+	}
 	for _, r := range c.rules {
 		if r.noEffect == "" {
 			p.Rules = append(p.Rules, r.rule)
 		}
 	}
 	slices.SortFunc(p.Devices, func(a, b Device) int { return cmp.Compare(a.Path, b.Path) })
-	slices.SortFunc(p.GPUs, func(a, b GPU) int {
-		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Minor, b.Minor))
-	})
 	return p
+}
+
+// Given returns the GPUs and MIG devices of which a container has the device nodes at these paths, as
+// [Passthrough.GPUs]. The node of a GPU that MIG divides is the whole GPU's only where none of its capability nodes is
+// there.
+func (inv Inventory) Given(paths []string) []GPU {
+	given := map[string]bool{}
+	for _, p := range paths {
+		given[p] = true
+	}
+	return inv.given(given)
+}
+
+func (inv Inventory) given(paths map[string]bool) []GPU {
+	var gpus []GPU
+	for p := range paths {
+		minor := gpuMinor(p)
+		if minor < 0 {
+			continue
+		}
+		g, _ := inv.gpu(minor)
+		if !slices.ContainsFunc(inv.Nodes, func(n Node) bool { return n.Use == Instance && n.GPU == minor && paths[n.Path] }) {
+			gpus = append(gpus, g)
+			continue
+		}
+		for _, m := range inv.MIG {
+			if m.Minor == minor && paths[m.Nodes[0]] && paths[m.Nodes[1]] {
+				g.MIG = &m.MIG
+				gpus = append(gpus, g)
+			}
+		}
+	}
+	slices.SortFunc(gpus, func(a, b GPU) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Minor, b.Minor), compareMIG(a.MIG, b.MIG))
+	})
+	return gpus
+}
+
+func compareMIG(a, b *MIG) int {
+	if a == nil || b == nil {
+		return 0 // of one GPU either the whole is given, or MIG devices are
+	}
+	return cmp.Or(cmp.Compare(a.GPUInstance, b.GPUInstance), cmp.Compare(a.ComputeInstance, b.ComputeInstance))
 }

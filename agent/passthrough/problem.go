@@ -39,6 +39,7 @@ const (
 	HiddenLine                            // a line end or NUL within a value
 	Unreadable                            // the conf could not be read
 	Privileged                            // GPUs in a privileged container
+	MIGWhole                              // a GPU that MIG divides, whole
 )
 
 func (c *conf) problems() []Problem {
@@ -129,14 +130,13 @@ func (c *conf) conflict(m mount) string {
 	return ""
 }
 
-// gone reports a device that the node lacks. Capability nodes and the like are not in the inventory and are
-// not judged.
+// gone reports a device that the node lacks.
 func (c *conf) gone(path string, line int) []Problem {
 	n, ok := c.inv.node(path)
 	switch {
 	case ok && !n.Present:
 		return []Problem{{DeviceGone, fmt.Sprintf("the node has no usable %s now", path), line, ""}}
-	case !ok && gpuLikePath.MatchString(path):
+	case !ok && (gpuLikePath.MatchString(path) || !c.inv.offline && strings.HasPrefix(path, "/dev/nvidia-caps/")):
 		return []Problem{{DeviceGone, fmt.Sprintf("the node has no %s", path), line, ""}}
 	}
 	return nil
@@ -217,6 +217,10 @@ func (c *conf) ruleProblems() []Problem {
 		all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows NVIDIA devices among all others", e.Value), e.Line,
 			"replace it by one rule for each device that the container needs"})
 	}
+	for _, e := range c.drm {
+		all = append(all, Problem{WildcardRule, fmt.Sprintf("the rule %q allows the DRM nodes of every card, NVIDIA's among them", e.Value), e.Line,
+			"replace it by one rule for each device that the container needs"})
+	}
 	for _, e := range c.strange {
 		all = append(all, Problem{WrongMajor, fmt.Sprintf("the rule %q is for another driver%s", e.Value, c.uvmMajor()), e.Line,
 			"remove it if it was meant for nvidia-uvm"})
@@ -291,10 +295,17 @@ func (c *conf) uvmMajor() string {
 // missingProblems are about what is given as a whole.
 func (c *conf) missingProblems() []Problem {
 	p := c.passthrough()
+	all := c.folderProblems()
+	all = append(all, c.partProblems(p)...)
 	if len(p.GPUs) == 0 {
-		return nil
+		return all
 	}
-	var all []Problem
+	for _, g := range p.GPUs {
+		if g.MIG == nil && slices.ContainsFunc(c.inv.MIG, func(m MIGDevice) bool { return m.Minor == g.Minor }) {
+			all = append(all, Problem{MIGWhole, fmt.Sprintf("GPU %d is divided by MIG and given whole: CUDA can use its MIG devices only", g.Index), 0,
+				"assign a MIG device of it, or switch MIG off"})
+		}
+	}
 	for _, n := range c.inv.Nodes {
 		if n.Needed && !slices.ContainsFunc(p.Devices, func(d Device) bool { return d.Path == n.Path }) {
 			all = append(all, Problem{ControlDeviceNotGiven, fmt.Sprintf("a GPU is given without %s", n.Path), 0, ""})
@@ -303,6 +314,59 @@ func (c *conf) missingProblems() []Problem {
 	if !c.mapped {
 		all = append(all, Problem{Privileged, "a privileged container has GPUs: its root is root on the node", 0,
 			"make it unprivileged: back it up and restore it with --unprivileged 1"})
+	}
+	return all
+}
+
+// folderProblems are about folders that bring NVIDIA's devices among others.
+func (c *conf) folderProblems() []Problem {
+	var all []Problem
+	given := c.allGiven().paths
+	for _, m := range c.folders {
+		var paths []string
+		for _, n := range m.nodes {
+			if !given[n.Path] {
+				paths = append(paths, n.Path)
+			}
+		}
+		if paths != nil {
+			all = append(all, Problem{WildcardRule, fmt.Sprintf("the mount entry of %s brings %s of NVIDIA's cards along", m.source, strings.Join(paths, ", ")), m.line,
+				"replace the line by one for each device that the container needs"})
+		}
+		for _, d := range c.devices {
+			if d.broken == "" && strings.HasPrefix(d.path, m.target+"/") {
+				all = append(all, Problem{ModeConflict, fmt.Sprintf("%s is to make %s in a folder that this mount entry brings: the container does not start", d.key, d.path), m.line,
+					"remove the line"})
+			}
+		}
+	}
+	return all
+}
+
+// partProblems are about devices that are given without those they are of no use without.
+func (c *conf) partProblems(p Passthrough) []Problem {
+	var all []Problem
+	given := c.allGiven().paths
+	missing := func(format string, args ...any) {
+		all = append(all, Problem{ControlDeviceNotGiven, fmt.Sprintf(format, args...), 0, ""})
+	}
+	whole := map[string]bool{} // capability nodes of a MIG device that is given
+	has := map[int]bool{}      // GPUs by minor
+	for _, g := range p.GPUs {
+		has[g.Minor] = true
+		if paths, err := c.inv.nodesOf(g); err == nil && g.MIG != nil {
+			whole[paths[1]], whole[paths[2]] = true, true
+		}
+	}
+	for _, n := range c.inv.Nodes {
+		switch {
+		case n.Use == Instance && given[n.Path] && !whole[n.Path]:
+			missing("%s is given without the rest of a MIG device", n.Path)
+		case n.Use == Graphics && n.GPU >= 0 && given[n.Path] && len(p.GPUs) > 0 && !has[n.GPU]:
+			missing("%s is given without the GPU that it belongs to", n.Path)
+		case n.Use == Graphics && p.Graphics && len(p.GPUs) > 0 && !given[n.Path] && (n.GPU < 0 || has[n.GPU]):
+			missing("graphics is given without %s", n.Path)
+		}
 	}
 	return all
 }
@@ -350,7 +414,7 @@ func (c *conf) pendingProblems() []Problem {
 
 // entries returns the lines of a section's NVIDIA entries.
 func (c *conf) entries(s pveconf.Section) []int {
-	section := &conf{inv: c.inv, uvm: c.uvm}
+	section := &conf{inv: c.inv, want: c.want}
 	section.readEntries(s.Properties, s.Raw)
 	var lines []int
 	for _, m := range section.mounts {

@@ -5,6 +5,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"phoenix.internal/agent/pveconf"
@@ -21,13 +22,22 @@ type conf struct {
 	rules        []rule // allow rules, cgroup v1 ones too
 	devices      []device
 	broad        []pveconf.Entry // allow rules that cover NVIDIA devices among all others
+	drm          []pveconf.Entry // wildcard rules for DRM nodes, NVIDIA's among them
 	strange      []pveconf.Entry // wildcard rules for another driver that may have been meant for nvidia-uvm
+	folders      []folder        // other folders in which NVIDIA devices come along
 	unreadable   []pveconf.Entry // rules for other devices that LXC cannot read
 	others       []problemAt     // other ways to NVIDIA devices
 	otherDevices bool            // other devices, whose majors may be given out at run time, are given too
 	program      program
-	uvm          bool // nvidia-uvm is about to be given
+	want         []Node // is about to be given
 	below        cancellations
+}
+
+// A folder is an lxc.mount.entry of a folder that is not NVIDIA's alone.
+type folder struct {
+	line           int
+	source, target string
+	nodes          []Node // NVIDIA's in it
 }
 
 // A problemAt is something a person is told about a line.
@@ -79,9 +89,9 @@ type cancellations struct {
 	nulKey string       // of that line
 }
 
-func read(f *pveconf.File, inv Inventory, wantsUVM bool) *conf {
+func read(f *pveconf.File, inv Inventory, want []Node) *conf {
 	properties, raw := f.Properties(), f.Raw()
-	c := &conf{file: f, inv: inv, raw: raw, uvm: wantsUVM}
+	c := &conf{file: f, inv: inv, raw: raw, want: want}
 	c.unprivileged, c.mapped = unprivileged(properties, raw)
 	c.program = compile(ruleLines(properties, raw, inv), c.unprivileged)
 	c.readEntries(properties, raw)
@@ -164,7 +174,7 @@ func (c *conf) readDevice(e pveconf.Entry) {
 		// What it was meant for shows all the same.
 		for item := range strings.SplitSeq(e.Value, ",") {
 			item = strings.TrimPrefix(strings.TrimSpace(item), "path=")
-			if nvidiaPath.MatchString(path.Clean(item)) {
+			if c.inv.ours(path.Clean(item)) {
 				d.Path = item
 			}
 		}
@@ -173,7 +183,7 @@ func (c *conf) readDevice(e pveconf.Entry) {
 	dev := device{line: e.Line, key: e.Key, path: p, source: c.inv.resolve(p), denyWrite: d.DenyWrite,
 		rootOnly: d.Mode == "" && d.UID == "" && d.GID == ""}
 	switch {
-	case !nvidiaPath.MatchString(dev.source):
+	case !c.inv.ours(dev.source):
 		c.otherDevices = c.otherDevices || !staticPath.MatchString(p)
 		return
 	case err != nil:
@@ -196,7 +206,7 @@ func (c *conf) readMountPoint(e pveconf.Entry) {
 	volume, _, _ := strings.Cut(e.Value, ",")
 	volume = strings.TrimPrefix(volume, "volume=")
 	switch p := path.Clean(volume); {
-	case nvidiaPath.MatchString(c.inv.resolve(p)):
+	case c.inv.ours(c.inv.resolve(p)):
 		c.others = append(c.others, problemAt{InvalidLine, e.Line, fmt.Sprintf("%s mounts %s as a file system, which it has not: the container does not start", e.Key, p), "remove " + e.Key})
 	case p == "/" || p == "/dev":
 		c.others = append(c.others, problemAt{WildcardRule, e.Line, fmt.Sprintf("%s binds %s of the node, with every device in it", e.Key, p), "remove " + e.Key})
@@ -248,7 +258,8 @@ func (c *conf) readMount(e pveconf.Entry) {
 	clean := path.Clean(entry.Source)
 	m := mount{line: e.Line, source: c.inv.resolve(clean), target: entry.Target, rootfs: entry.Rootfs}
 	m.exact = m.source == clean && !strings.ContainsAny(e.Value, "\r\x00")
-	if !nvidiaPath.MatchString(m.source) && !nvidiaPath.MatchString(m.target) {
+	// What is in the place of a card's DRM node may be another card's.
+	if !c.inv.ours(m.source) && !nvidiaPath.MatchString(m.target) {
 		c.readOtherMount(e, entry, clean)
 		return
 	}
@@ -275,7 +286,7 @@ func (c *conf) readMount(e pveconf.Entry) {
 		m.noEffect = "nothing makes its target: create=" + kind + " is missing"
 	case entry.noDev():
 		m.noEffect = "nodev keeps the device from being opened"
-	case !nvidiaPath.MatchString(m.source):
+	case !c.inv.ours(m.source):
 		m.noEffect = "its source is no NVIDIA device"
 	}
 	c.mounts = append(c.mounts, m)
@@ -289,6 +300,16 @@ func (c *conf) readOtherMount(e pveconf.Entry, m Mount, source string) {
 		c.others = append(c.others, problemAt{WildcardRule, e.Line, fmt.Sprintf("the mount entry of %s brings every device of the node", source), "remove the line, and give the devices that are needed one by one"})
 	case strings.HasPrefix(source, "/dev/") && !staticPath.MatchString(source):
 		c.otherDevices = true
+	case m.Bind() && (!m.Absolute || m.Rootfs) && !m.leaves() && !m.noDev() && !c.beyond(e) && c.below.mounts <= e.Line:
+		in := folder{line: e.Line, source: source, target: m.Target}
+		for _, n := range c.inv.Nodes {
+			if strings.HasPrefix(n.Path, source+"/") {
+				in.nodes = append(in.nodes, n)
+			}
+		}
+		if in.nodes != nil {
+			c.folders = append(c.folders, in)
+		}
 	}
 }
 
@@ -319,7 +340,7 @@ func (c *conf) readRule(e pveconf.Entry) {
 		}
 		r.noEffect = "LXC cannot read it and does not start the container"
 	case r.path != "":
-		if !nvidiaPath.MatchString(r.path) {
+		if !c.inv.ours(r.path) {
 			return
 		}
 	case r.rule.Type == 'b' || r.rule.Major < 0:
@@ -328,6 +349,13 @@ func (c *conf) readRule(e pveconf.Entry) {
 		}
 		return
 	case strings.HasPrefix(c.inv.driver(r.rule.Major), "nvidia"):
+	case c.inv.graphics(r.rule.Major, r.rule.Minor):
+		if r.rule.Minor < 0 {
+			if e.Key == allowKey && !c.beyond(e) && !c.mapped {
+				c.drm = append(c.drm, e)
+			}
+			return
+		}
 	case c.inv.offline && c.stale(r.rule):
 		// It may as well be the major that nvidia-uvm has now.
 	case c.stale(r.rule):
@@ -350,14 +378,29 @@ func (c *conf) readRule(e pveconf.Entry) {
 	c.rules = append(c.rules, r)
 }
 
-// stale says whether a rule was most likely made for nvidia-uvm under a major it had before: the major is
-// one that the kernel gives out at run time, no driver has it now, the minor is one of nvidia-uvm's, and
-// the conf gives nvidia-uvm. Everything else may be meant for some other device. Where the inventory has
+// stale says whether a rule was most likely made for nvidia-uvm or a capability node under a major it had before: the
+// major is one that the kernel gives out at run time, no driver has it now, the minor is that of such a device, and
+// the conf gives this device, or is about to. Everything else may be meant for some other device. Where the inventory has
 // only the majors of NVIDIA's drivers the conf must not give another device that may have such a major.
 func (c *conf) stale(r Rule) bool {
-	return dynamic(r.Major) && r.Minor <= 1 && c.inv.driver(r.Major) == "" &&
-		(c.uvm || c.givesUVM()) && (c.inv.hasOtherMajors() || !c.otherDevices)
+	return dynamic(r.Major) && c.inv.driver(r.Major) == "" && c.gives(r.Minor) && (c.inv.hasOtherMajors() || !c.otherDevices)
 }
+
+// gives says whether the conf gives, or is about to give, a device of this minor whose major the kernel gives out at run
+// time. Of nvidia-uvm it is always both, and a wildcard is for them.
+func (c *conf) gives(minor int) bool {
+	uvm := minor <= 1 && (len(c.want) > 0 || c.givesUVM())
+	numbered := func(p string) bool {
+		m := numberedPath.FindStringSubmatch(p)
+		return m != nil && m[1] == strconv.Itoa(minor)
+	}
+	return uvm || slices.ContainsFunc(c.want, func(n Node) bool { return numbered(n.Path) }) ||
+		slices.ContainsFunc(c.mounts, func(m mount) bool { return numbered(m.source) }) ||
+		slices.ContainsFunc(c.devices, func(d device) bool { return numbered(d.source) })
+}
+
+// numberedPath matches the devices that have their minor number in their names.
+var numberedPath = regexp.MustCompile(`^/dev/(?:nvidia-caps/nvidia-cap|nvidia-caps-imex-channels/channel)(0|[1-9][0-9]{0,6})$`)
 
 // dynamic says whether the kernel gives out this major at run time (Linux, fs/char_dev.c: 234 to 254, then
 // 511 down to 384).

@@ -11,13 +11,24 @@ import (
 	"phoenix.internal/agent/pveconf"
 )
 
-// A GPUError says that the node has no GPU of a minor.
+// Want is what a container is to be given.
+type Want struct {
+	GPUs     []GPU // of which the minors and instances count; each one must stand there once only, or as MIG devices only
+	Graphics bool  // nvidia-modeset too, and the DRM nodes of the cards
+	Fabric   bool  // the nodes of an NVLink fabric too
+}
+
+// A GPUError says that the node has no GPU of a minor, or that this GPU has no such MIG device.
 type GPUError struct {
 	Minor int
+	MIG   *MIG
 	Have  []int // the minors it has
 }
 
 func (e *GPUError) Error() string {
+	if e.MIG != nil {
+		return fmt.Sprintf("the GPU with minor %d has no MIG device of GPU instance %d and compute instance %d", e.Minor, e.MIG.GPUInstance, e.MIG.ComputeInstance)
+	}
 	return fmt.Sprintf("the node has no GPU with minor %d; it has the minors %v", e.Minor, e.Have)
 }
 
@@ -36,21 +47,33 @@ func (e *CutOffError) Error() string {
 	return fmt.Sprintf("a %s line cancels all such lines above it and, with the NUL in it, hides all below it from LXC; remove that line", e.Key)
 }
 
+// A FolderError says that a mount entry brings a folder in which a devN is to make a device: the container would not
+// start.
+type FolderError struct {
+	Path   string // of the device
+	Folder string
+}
+
+func (e *FolderError) Error() string {
+	return fmt.Sprintf("a mount entry brings the folder %s, in which no devN can make %s: the container would not start; remove that line, or give the devices raw", e.Folder, e.Path)
+}
+
 // ErrNoSlot says that every devN from dev0 to dev255 is in use.
 var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
 
-// Set edits the main section of f to give exactly the GPUs of the minors, in mode, with the shared nodes
-// that every use of a GPU needs. Without minors it takes every NVIDIA device away, and mode does not matter.
+// Set edits the main section of f to give exactly what is wanted, in mode, with the shared nodes that every use
+// of a GPU needs. Without GPUs it takes every NVIDIA device away, and mode does not matter. DRM nodes are NVIDIA's if the
+// inventory has them; all others, and folders of them, are left alone.
 //
 // Entries that are right stay byte for byte, every other NVIDIA entry goes, whoever wrote it, and all other
 // lines stay. (An NVIDIA entry with a NUL in it hides the lines below it from LXC: with it gone they are in
 // force.) Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
 // wrote what is there, setting something else and then the first again brings back its bytes.
 //
-// On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], a [*CutOffError], or one about
-// the mode.
-func Set(f *pveconf.File, inv Inventory, minors []int, mode Mode) error {
-	want, err := wanted(inv, minors)
+// On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], a [*CutOffError], a [*FolderError], or one
+// about the mode.
+func Set(f *pveconf.File, inv Inventory, w Want, mode Mode) error {
+	want, err := wanted(inv, w)
 	switch {
 	case err != nil:
 		return err
@@ -76,48 +99,103 @@ func Set(f *pveconf.File, inv Inventory, minors []int, mode Mode) error {
 	return nil
 }
 
-// wanted returns the nodes to give: those of the GPUs by minor, then the shared ones by their numbers.
-func wanted(inv Inventory, minors []int) ([]Node, error) {
-	if len(minors) == 0 {
+// wanted returns the nodes to give, in an order in which those that are always given stand last: the ones of the GPUs by
+// minor, of MIG, of graphics, of the fabric, and then the shared ones by their numbers.
+func wanted(inv Inventory, w Want) ([]Node, error) {
+	if len(w.GPUs) == 0 {
 		return nil, nil
 	}
-	var want []Node
-	for _, minor := range slices.Compact(slices.Sorted(slices.Values(minors))) {
-		if _, ok := inv.gpu(minor); !ok {
-			e := &GPUError{Minor: minor}
-			for _, g := range inv.GPUs {
-				e.Have = append(e.Have, g.Minor)
-			}
-			slices.Sort(e.Have)
-			return nil, e
-		}
-		path := "/dev/nvidia" + strconv.Itoa(minor)
+	var gpus, more []Node
+	seen := map[string]bool{}
+	add := func(nodes *[]Node, path string) error {
 		n, ok := inv.node(path)
-		if !ok {
-			return nil, &NodeError{Path: path}
+		if !ok || !n.Present || n.Major < 0 || n.Minor < 0 {
+			return &NodeError{Path: path}
 		}
-		want = append(want, n)
+		if !seen[path] {
+			seen[path] = true
+			*nodes = append(*nodes, n)
+		}
+		return nil
 	}
-	shared := slices.DeleteFunc(slices.Clone(inv.Nodes), func(n Node) bool { return !n.Needed })
+	graphics := map[int]bool{} // by minor
+	for _, g := range w.GPUs {
+		paths, err := inv.nodesOf(g)
+		if err != nil {
+			return nil, err
+		}
+		graphics[g.Minor] = true
+		if err := add(&gpus, paths[0]); err != nil {
+			return nil, err
+		}
+		for _, p := range paths[1:] {
+			if err := add(&more, p); err != nil {
+				return nil, err
+			}
+		}
+	}
+	byNumber := func(a, b Node) int { return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor)) }
+	slices.SortFunc(gpus, byNumber)
+	slices.SortFunc(more, byNumber)
+	var rest, shared []Node
+	for _, n := range inv.Nodes {
+		into := &rest
+		switch {
+		case n.Needed:
+			into = &shared
+		case n.Use == Graphics && w.Graphics && (n.GPU < 0 || graphics[n.GPU]):
+		case n.Use == Fabric && w.Fabric:
+		default:
+			continue
+		}
+		if err := add(into, n.Path); err != nil {
+			return nil, err
+		}
+	}
 	if len(shared) == 0 {
 		return nil, &NodeError{Path: "/dev/nvidiactl"}
 	}
-	slices.SortFunc(shared, func(a, b Node) int {
-		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
-	})
-	want = append(want, shared...)
-	for _, n := range want {
-		if !n.Present || n.Major < 0 || n.Minor < 0 {
-			return nil, &NodeError{Path: n.Path}
+	for minor := range graphics {
+		if w.Graphics && !slices.ContainsFunc(rest, func(n Node) bool { return n.Use == Graphics && n.GPU == minor }) {
+			return nil, &NodeError{Path: "/dev/dri"}
 		}
 	}
-	return want, nil
+	if w.Fabric && !slices.ContainsFunc(rest, func(n Node) bool { return n.Use == Fabric }) {
+		return nil, &NodeError{Path: "/dev/nvidia-caps-imex-channels"}
+	}
+	slices.SortFunc(rest, func(a, b Node) int {
+		return cmp.Or(cmp.Compare(a.Use, b.Use), byNumber(a, b))
+	})
+	slices.SortFunc(shared, byNumber)
+	return slices.Concat(gpus, more, rest, shared), nil
+}
+
+// nodesOf returns the paths of what a GPU has for itself: its own node, of a MIG device then those of its instances.
+func (inv Inventory) nodesOf(g GPU) ([]string, error) {
+	if _, ok := inv.gpu(g.Minor); !ok {
+		e := &GPUError{Minor: g.Minor}
+		for _, g := range inv.GPUs {
+			e.Have = append(e.Have, g.Minor)
+		}
+		slices.Sort(e.Have)
+		return nil, e
+	}
+	own := "/dev/nvidia" + strconv.Itoa(g.Minor)
+	if g.MIG == nil {
+		return []string{own}, nil
+	}
+	for _, m := range inv.MIG {
+		if m.Minor == g.Minor && m.same(g.MIG) {
+			return []string{own, m.Nodes[0], m.Nodes[1]}, nil
+		}
+	}
+	return nil, &GPUError{Minor: g.Minor, MIG: g.MIG}
 }
 
 // removeWrong removes every NVIDIA entry but, for each wanted node, the first one of each kind that gives it
 // as it should be, and returns how many it removed.
 func removeWrong(f *pveconf.File, inv Inventory, want []Node, mode Mode) int {
-	c := read(f, inv, len(want) > 0)
+	c := read(f, inv, want)
 	wrong := map[int]bool{} // raw lines
 	for _, m := range c.mounts {
 		wrong[m.line] = true
@@ -179,7 +257,7 @@ func (d device) gives(n Node) bool {
 
 // addRaw adds the rules and the mount entries that are missing.
 func addRaw(f *pveconf.File, inv Inventory, want []Node) error {
-	c := read(f, inv, true)
+	c := read(f, inv, want)
 	rules := make([]int, len(want)) // line by node; 0: missing
 	mounts := make([]int, len(want))
 	for i, n := range want {
@@ -271,9 +349,14 @@ func insert(f *pveconf.File, nul int, added []addition) error {
 
 // addNative adds the devN that are missing, at the lowest free numbers.
 func addNative(f *pveconf.File, inv Inventory, want []Node) error {
-	c := read(f, inv, true)
+	c := read(f, inv, want)
 	free := freeDevices(f)
 	for _, n := range want {
+		for _, m := range c.folders {
+			if strings.HasPrefix(n.Path, m.target+"/") {
+				return &FolderError{Path: n.Path, Folder: m.target}
+			}
+		}
 		if c.deviceOf(n) >= 0 {
 			continue
 		}

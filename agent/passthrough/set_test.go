@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "rewrite the files after in testdata/set
 var node2 = passthrough.Inventory{
 	GPUs: []passthrough.GPU{{Index: 0, UUID: "GPU-b", Minor: 1}, {Index: 1, UUID: "GPU-a", Minor: 0}},
 	Nodes: []passthrough.Node{
-		{Path: "/dev/nvidia-modeset", Major: 195, Minor: 254, Present: true, GPU: -1},
+		{Path: "/dev/nvidia-modeset", Major: 195, Minor: 254, Present: true, GPU: -1, Use: passthrough.Graphics},
 		{Path: "/dev/nvidia-uvm", Major: 511, Minor: 0, Present: true, GPU: -1, Needed: true},
 		{Path: "/dev/nvidia-uvm-tools", Major: 511, Minor: 1, Present: true, GPU: -1, Needed: true},
 		{Path: "/dev/nvidia0", Major: 195, Minor: 0, Present: true, GPU: 0},
@@ -29,6 +29,15 @@ var node2 = passthrough.Inventory{
 		{Path: "/dev/nvidiactl", Major: 195, Minor: 255, Present: true, GPU: -1, Needed: true},
 	},
 	Majors: map[string]int{"mem": 1, "nvidia": 195, "drm": 226, "nvidia-caps": 236, "aux": 243, "nvidia-uvm": 511},
+}
+
+// whole wants the whole GPUs of the minors.
+func whole(minors []int) passthrough.Want {
+	var want passthrough.Want
+	for _, m := range minors {
+		want.GPUs = append(want.GPUs, passthrough.GPU{Minor: m})
+	}
+	return want
 }
 
 // A setCase is one file of testdata/set: a comment with "minors: 0 1" and "mode: raw", and the confs before
@@ -89,7 +98,7 @@ func TestSet(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
 			c := readCase(t, path)
 			f := pveconf.Parse([]byte(c.before))
-			if err := passthrough.Set(f, node2, c.minors, c.mode); err != nil {
+			if err := passthrough.Set(f, node2, whole(c.minors), c.mode); err != nil {
 				t.Fatal(err)
 			}
 			got := string(f.Bytes())
@@ -114,14 +123,14 @@ func TestSetCutOff(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := pveconf.Parse([]byte(tt.conf))
-			err := passthrough.Set(f, node2, []int{0}, passthrough.ModeRaw)
+			err := passthrough.Set(f, node2, whole([]int{0}), passthrough.ModeRaw)
 			if e, ok := errors.AsType[*passthrough.CutOffError](err); !ok || e.Key != tt.key {
 				t.Errorf("Set of %q: %v, want a CutOffError for %s", tt.conf, err, tt.key)
 			}
 			if got := string(f.Bytes()); got != tt.conf {
 				t.Errorf("Set of %q wrote %q", tt.conf, got)
 			}
-			if err := passthrough.Set(f, node2, []int{0}, passthrough.ModeNative); err != nil {
+			if err := passthrough.Set(f, node2, whole([]int{0}), passthrough.ModeNative); err != nil {
 				t.Errorf("Set of %q in native mode: %v", tt.conf, err)
 			}
 		})

@@ -42,8 +42,8 @@ func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareD
 	var want gpu.Want
 	wanted := make(map[string]bool)
 	for _, g := range gpus {
-		want.GPUs = append(want.GPUs, gpu.Ref{Minor: g.Minor})
-		for _, n := range g.Nodes {
+		want.GPUs = append(want.GPUs, g.Ref())
+		for _, n := range g.GPU.Nodes {
 			wanted[n.Path] = true
 		}
 	}
