@@ -19,6 +19,7 @@ import (
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/lxcmon"
@@ -55,6 +56,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	attacher := attach.Attacher{}
 	scanner := &gpu.Scanner{}
+	installers := &driver.Cache{Dir: filepath.Join(cfg.StateDir, "driver"), Sources: cfg.DriverSources}
+	if err := installers.Sweep(); err != nil {
+		log.Warn("leftovers of an earlier agent not removed", "err", err)
+	}
 	manager := &container.Manager{
 		Confs:          confs,
 		GPUs:           scanner,
@@ -71,6 +76,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Prober:     &probe.Prober{Attacher: attacher},
 		Attacher:   attacher,
 		Files:      &transfer.Mover{Attacher: attacher},
+		Drivers:    &driver.Installer{Cache: installers, Attacher: attacher},
 		Health: &health.Monitor{
 			KernelLog: cfg.KernelLog,
 			File:      filepath.Join(cfg.StateDir, "health.json"),

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/viper"
 
+	"phoenix.internal/agent/driver"
+
 	"phoenix.internal/agent/xid"
 )
 
@@ -26,6 +28,7 @@ type Config struct {
 	TLS               TLSConfig `mapstructure:"tls"`                 // all required
 	StateDir          string    `mapstructure:"state_dir"`           // revisions, unfinished restarts
 	AllowedLXCOptions []string  `mapstructure:"allowed_lxc_options"` // key=value
+	DriverSources     []string  `mapstructure:"driver_sources"`      // prefixes of URLs and paths of driver installers, ending in /
 	Log               LogConfig `mapstructure:"log"`
 	KernelLog         string    `mapstructure:"kernel_log"` // where errors of GPUs are read
 	// XIDClasses overrides the class of errors of GPUs: the XID, and a name as xid.ParseClass takes it.
@@ -63,6 +66,7 @@ func LoadConfig(path string) (Config, error) {
 		"allowed_lxc_options": []string{},
 		"kernel_log":          "/dev/kmsg",
 		"xid_classes":         map[string]string{},
+		"driver_sources":      driver.DefaultSources,
 		"log.level":           "info",
 		"log.format":          "text",
 	} {
@@ -133,6 +137,11 @@ func (c Config) Validate() error {
 		}
 		if _, err := xid.ParseClass(c.XIDClasses[code]); err != nil {
 			bad("xid_classes."+code, "%v", err)
+		}
+	}
+	for i, prefix := range c.DriverSources {
+		if err := driver.CheckSource(prefix); err != nil {
+			bad(fmt.Sprintf("driver_sources[%d]", i), "%q %v", prefix, err)
 		}
 	}
 	var level slog.Level

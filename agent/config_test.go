@@ -49,7 +49,8 @@ func TestSampleConfig(t *testing.T) {
 	want := agent.Config{
 		Node: "pve1", Listen: ":7461", StateDir: "/var/lib/phoenix", AllowedLXCOptions: []string{},
 		TLS: agent.TLSConfig(files), Log: agent.LogConfig{Level: "info", Format: "text"},
-		KernelLog: "/dev/kmsg", XIDClasses: map[string]string{},
+		DriverSources: []string{"https://download.nvidia.com/", "https://us.download.nvidia.com/"},
+		KernelLog:     "/dev/kmsg", XIDClasses: map[string]string{},
 	}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -79,6 +80,12 @@ func TestBadConfig(t *testing.T) {
 		{"relative state_dir", good + "state_dir: state\n", "config FILE:\n" + `state_dir: "state" is not an absolute path`},
 		{"option without value", good + "allowed_lxc_options: [lxc.apparmor.profile]\n",
 			"config FILE:\n" + `allowed_lxc_options[0]: "lxc.apparmor.profile" is not lxc.KEY=VALUE`},
+		{"sources of drivers", good + "driver_sources: ['https://x', 'ftp://x/', 'https://u@x/', relative/, 'https://x/../', 'file:///srv/x/', /srv/x/]\n",
+			"config FILE:\n" + `driver_sources[0]: "https://x" does not end in /` + "\n" +
+				`driver_sources[1]: "ftp://x/" is neither http, https nor file, nor an absolute path` + "\n" +
+				`driver_sources[2]: "https://u@x/" has more than a scheme, a host and a plain path` + "\n" +
+				`driver_sources[3]: "relative/" is neither http, https nor file, nor an absolute path` + "\n" +
+				`driver_sources[4]: "https://x/../" its path is not written plainly`},
 		{"log level", good + "log: {level: loud}\n", "config FILE:\n" + `log.level: "loud" is none of debug, info, warn, error`},
 		{"log format", good + "log: {format: xml}\n", "config FILE:\n" + `log.format: "xml" is neither text nor json`},
 		{"relative kernel_log", good + "kernel_log: kmsg\n", "config FILE:\n" + `kernel_log: "kmsg" is not an absolute path`},

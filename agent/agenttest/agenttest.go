@@ -23,6 +23,7 @@ import (
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/server"
@@ -106,9 +107,11 @@ func (n *Node) Start() {
 	n.Health = &health.Monitor{
 		KernelLog: n.path("dev/kmsg"), Proc: n.path("proc"), File: n.path("var/lib/phoenix/health.json"), Present: n.Manager.GPUs.Served, Log: n.Manager.Log,
 	}
+	installers := &driver.Cache{Dir: n.path("var/lib/phoenix/driver")}
 	srv := server.New(&server.Node{
 		Name: n.Name, Version: "test", Started: time.Now(), Containers: n.Manager,
-		Prober: n.Runtime, Attacher: attacher, Files: &transfer.Mover{Attacher: static{attacher}}, Log: n.Manager.Log,
+		Prober: n.Runtime, Attacher: attacher, Files: &transfer.Mover{Attacher: static{attacher}},
+		Drivers: &driver.Installer{Cache: installers, Attacher: static{attacher}}, Log: n.Manager.Log,
 		Health: n.Health,
 		Facts:  server.Facts{ReleaseFile: n.path("etc/pve-release"), LXCVersion: "6.0.5"},
 	}, tlsConfig)

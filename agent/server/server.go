@@ -19,6 +19,7 @@ import (
 
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/probe"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
@@ -56,6 +57,7 @@ type Node struct {
 	Prober     Prober
 	Attacher   Attacher
 	Files      Files
+	Drivers    *driver.Installer
 	Health     *health.Monitor
 	Facts      Facts
 	Log        *slog.Logger
@@ -102,6 +104,7 @@ func New(node *Node, tlsConfig *tls.Config) *Server {
 	execs := newExecServer(node)
 	agentv1.RegisterExecServiceServer(s.grpc, execs)
 	agentv1.RegisterFileServiceServer(s.grpc, &fileServer{node: node, execs: execs})
+	agentv1.RegisterDriverServiceServer(s.grpc, &driverServer{node: node, execs: execs})
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	for name := range s.grpc.GetServiceInfo() {

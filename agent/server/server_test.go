@@ -128,7 +128,7 @@ func TestHealthAndReflection(t *testing.T) {
 	conn := newNode(t).Dial(t)
 	services := []string{
 		"phoenix.agent.v1.ContainerService", "phoenix.agent.v1.DeviceService",
-		"phoenix.agent.v1.ExecService", "phoenix.agent.v1.FileService", "phoenix.agent.v1.NodeService",
+		"phoenix.agent.v1.DriverService", "phoenix.agent.v1.ExecService", "phoenix.agent.v1.FileService", "phoenix.agent.v1.NodeService",
 	}
 	for _, service := range append([]string{""}, services...) {
 		resp, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{Service: service})

@@ -14,6 +14,7 @@ import (
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/pct"
@@ -212,6 +213,9 @@ func statusOf(requestID string, err error) error {
 			return fail(codes.FailedPrecondition, errorv1.Reason_REASON_FILE_REFUSED, md)
 		}
 	}
+	if reason, code, md := driverReason(err, of); md != nil {
+		return fail(code, reason, md)
+	}
 	switch {
 	case errors.Is(err, transfer.ErrBrokenOff):
 		return fail(codes.Unavailable, errorv1.Reason_REASON_TRANSFER_BROKEN_OFF, ctid(of))
@@ -236,7 +240,7 @@ func statusOf(requestID string, err error) error {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_USER_NOT_FOUND, ctid(of))
 	case errors.Is(err, attach.ErrNoDirectory):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_DIRECTORY_NOT_USABLE, ctid(of))
-	case errors.Is(err, attach.ErrAttach), errors.Is(err, probe.ErrProbe):
+	case errors.Is(err, attach.ErrAttach), errors.Is(err, probe.ErrProbe), errors.Is(err, driver.ErrHelper):
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_ATTACH_FAILED, ctid(of))
 	}
 	if e, ok := errors.AsType[*pct.Error](err); ok {

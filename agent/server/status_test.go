@@ -20,6 +20,7 @@ import (
 	"phoenix.internal/agent/attach"
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/passthrough"
@@ -130,6 +131,23 @@ func TestStatusOf(t *testing.T) {
 		{"transfer broken off", of901(transfer.ErrBrokenOff), codes.Unavailable, "TRANSFER_BROKEN_OFF", ctid()},
 		{"state directory", of901(&container.StateError{Path: "/s", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/s"}},
 		{"revisions", of901(&confstore.RevisionDirError{Path: "/r", Err: os.ErrPermission}), codes.Unavailable, "STATE_UNAVAILABLE", map[string]string{"path": "/r"}},
+		{"installer from elsewhere", &driver.SourceError{URL: "http://x/"}, codes.FailedPrecondition, "INSTALLER_SOURCE_NOT_ALLOWED", map[string]string{"url": "http://x/"}},
+		{"installer redirected elsewhere", &driver.FetchError{URL: "http://y/", Err: &driver.SourceError{URL: "http://x/"}}, codes.FailedPrecondition,
+			"INSTALLER_SOURCE_NOT_ALLOWED", map[string]string{"url": "http://x/"}},
+		{"installer not fetched", &driver.FetchError{URL: "http://x/", Err: os.ErrDeadlineExceeded}, codes.Unavailable, "INSTALLER_UNAVAILABLE", map[string]string{"url": "http://x/"}},
+		{"another installer", &driver.ChecksumError{Version: "1", Want: "a", Got: "b"}, codes.FailedPrecondition, "INSTALLER_CHECKSUM_MISMATCH",
+			map[string]string{"version": "1", "want": "a", "got": "b"}},
+		{"no installer", &driver.InvalidError{Version: "1", Err: errors.New("x")}, codes.FailedPrecondition, "INSTALLER_INVALID", map[string]string{"version": "1"}},
+		{"not fetched yet", of901(&driver.NotCachedError{Version: "1"}), codes.FailedPrecondition, "INSTALLER_NOT_CACHED", map[string]string{"version": "1"}},
+		{"node is full", &driver.SpaceError{Path: "/c", Needed: 2, Free: 1}, codes.FailedPrecondition, "NODE_NO_SPACE",
+			map[string]string{"path": "/c", "needed_bytes": "2", "free_bytes": "1"}},
+		{"musl", of901(&driver.LibcError{Libc: driver.Musl}), codes.FailedPrecondition, "LIBC_NOT_SUPPORTED", ctid("libc", "musl")},
+		{"driver of the distribution", of901(&driver.PackagedError{Packages: []string{"a", "b"}}), codes.FailedPrecondition, "DRIVER_PACKAGED", ctid("packages", "a,b")},
+		{"small container", of901(&driver.SmallError{Resource: "disk", NeededMiB: 2, FreeMiB: 1}), codes.FailedPrecondition, "CONTAINER_TOO_SMALL",
+			ctid("resource", "disk", "needed_mib", "2", "free_mib", "1")},
+		{"driver not installed", of901(&driver.InstallError{Message: "x"}), codes.FailedPrecondition, "DRIVER_INSTALL_FAILED", ctid()},
+		{"driver not removable", of901(driver.ErrNotRemovable), codes.FailedPrecondition, "DRIVER_NOT_REMOVABLE", ctid()},
+		{"driver helper", of901(driver.ErrHelper), codes.FailedPrecondition, "ATTACH_FAILED", ctid()},
 		{"the agent stops", shuttingDown(), codes.Unavailable, "SHUTTING_DOWN", nil},
 		{"anything else", of901(errors.New("secret")), codes.Internal, "INTERNAL", map[string]string{"request_id": "R1"}},
 	} {

@@ -12,6 +12,7 @@ import (
 
 	"phoenix.internal/agent"
 	"phoenix.internal/agent/attach"
+	"phoenix.internal/agent/driver"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/transfer"
 )
@@ -21,6 +22,8 @@ func main() {
 		switch os.Args[1] {
 		case probe.Argument:
 			os.Exit(probe.Main(os.Args[2:]))
+		case driver.Argument:
+			os.Exit(driver.Main(os.Args[2:]))
 		case transfer.Argument:
 			os.Exit(transfer.Main(os.Args[2:]))
 		case attach.Argument:

@@ -1,0 +1,158 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"phoenix.internal/agent/attach"
+)
+
+// A Verdict is what came of using a container's driver. All of it is what the container says.
+type Verdict struct {
+	Problems   []string // sentences; none: all is well
+	SMIVersion string   // that nvidia-smi reports; empty: none
+	UUIDs      []string // of GPUs and MIG devices that nvidia-smi lists, sorted; not of a GPU whose MIG devices it lists
+	Missing    []string // expected and not listed
+	Unexpected []string // listed and not expected
+	CUDA       CUDACheck
+	CUDAResult int32 // of cuInit, if CUDA is CUDARan
+}
+
+// CUDACheck is how far CUDA was verified.
+type CUDACheck int
+
+// How far.
+const (
+	CUDANoLibrary CUDACheck = iota
+	CUDANotRun              // there is a libcuda.so.1, which nothing called
+	CUDARan
+)
+
+const (
+	smiTimeout = 60 * time.Second // without a persistence daemon each GPU takes seconds
+	smiOutput  = 256 << 10
+)
+
+// Verify uses the driver of a running container: nvidia-smi has to report version and exactly the expected GPUs and MIG
+// devices. That something is wrong is no error; those are an [attach.ErrAttach], an [ErrHelper] or the context's.
+func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expected []string) (Verdict, error) {
+	s, err := i.Inspect(ctx, ctid)
+	if err != nil {
+		return Verdict{}, err
+	}
+	var v Verdict
+	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
+	switch {
+	case s.Kind == Absent:
+		problem("the container has no driver libraries")
+	case s.Kind == Incomplete:
+		problem("the container's driver is incomplete; install it again")
+	case s.Version != version:
+		problem("the container's libraries are of %s, and the node's loaded module is %s", s.Version, version)
+	}
+	if s.CUDA != "" {
+		v.CUDA = CUDANotRun
+	}
+	list, why, err := i.smi(ctx, ctid, "-L")
+	if err != nil {
+		return Verdict{}, err
+	}
+	if why != "" {
+		problem("nvidia-smi -L: %s", why)
+	}
+	v.UUIDs = listedUUIDs(list)
+	v.Missing, v.Unexpected = without(expected, v.UUIDs), without(v.UUIDs, expected)
+	if len(v.Missing) > 0 {
+		problem("nvidia-smi does not list %s", strings.Join(v.Missing, ", "))
+	}
+	if len(v.Unexpected) > 0 {
+		problem("nvidia-smi lists %s, which the container should not have", strings.Join(v.Unexpected, ", "))
+	}
+	if why != "" || len(v.UUIDs) == 0 {
+		return v, nil
+	}
+	out, why, err := i.smi(ctx, ctid, "--query-gpu=driver_version", "--format=csv,noheader")
+	if err != nil {
+		return Verdict{}, err
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	if first = strings.TrimSpace(first); CheckVersion(first) == nil {
+		v.SMIVersion = first
+	}
+	if why != "" {
+		problem("nvidia-smi --query-gpu: %s", why)
+	} else if v.SMIVersion != version {
+		problem("nvidia-smi reports the version %q, and the node's loaded module is %s", v.SMIVersion, version)
+	}
+	return v, nil
+}
+
+// smi runs the container's nvidia-smi; why says what went wrong with it.
+func (i *Installer) smi(ctx context.Context, ctid int32, args ...string) (out []byte, why string, err error) {
+	stdout, stderr := &tail{max: smiOutput}, &tail{max: 512}
+	process, err := i.Attacher.Start(ctx, attach.Command{
+		CTID: ctid, Argv: append([]string{"nvidia-smi"}, args...), Stdout: stdout, Stderr: stderr, Timeout: smiTimeout,
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	exit, err := process.Wait()
+	switch {
+	case err != nil:
+		return nil, "", err
+	case exit.NotStarted:
+		return nil, "the container has no such program", nil
+	case exit.TimedOut:
+		return nil, fmt.Sprintf("no answer within %v", smiTimeout), nil
+	case exit.Code != 0:
+		said := stderr.String()
+		if said == "" {
+			said = printable(last(bytes.TrimSpace(stdout.b)))
+		}
+		return stdout.b, fmt.Sprintf("status %d: %.300s", exit.Code, said), nil
+	}
+	return stdout.b, "", nil
+}
+
+var (
+	uuidOf = regexp.MustCompile(`(?m)^(GPU|  MIG) .*\(UUID: ((?:GPU|MIG)-[0-9A-Za-z/-]{1,80})\)\s*$`)
+)
+
+// listedUUIDs are the devices in the output of nvidia-smi -L: a line per GPU, with lines of its MIG devices below it.
+func listedUUIDs(out []byte) []string {
+	var all []string
+	parent := "" // of which no MIG device has been seen
+	for _, m := range uuidOf.FindAllSubmatch(out, -1) {
+		if string(m[1]) == "GPU" {
+			if parent != "" {
+				all = append(all, parent)
+			}
+			parent = string(m[2])
+			continue
+		}
+		parent = ""
+		all = append(all, string(m[2]))
+	}
+	if parent != "" {
+		all = append(all, parent)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// without returns what is in a and not in b, sorted.
+func without(a, b []string) []string {
+	var rest []string
+	for _, x := range a {
+		if !slices.Contains(b, x) {
+			rest = append(rest, x)
+		}
+	}
+	slices.Sort(rest)
+	return slices.Compact(rest)
+}
