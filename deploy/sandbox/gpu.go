@@ -84,8 +84,8 @@ func (s *Sandbox) Tree(node string) (nvidia.Tree, error) {
 // NodeTree is the same from within the node, for its stand-ins.
 func NodeTree() nvidia.Tree { return nvidia.Tree{Root: "/", State: inside + "/node/" + hardwareName} }
 
-// CoveredModprobe is the machine's own modprobe as a node sees it.
-const CoveredModprobe = inside + "/covered/usr/sbin/modprobe"
+// CoveredPrograms is where a node sees the machine's own /usr/sbin.
+const CoveredPrograms = inside + "/covered/usr/sbin"
 
 const hardwareName = "nvidia.json"
 

@@ -88,7 +88,7 @@ func TestReboot(t *testing.T) {
 	}
 	for _, c := range []struct{ script, want string }{
 		{"ls -d /run/left /dev/left /dev/nvidia-uvm /sys/module/nvidia_uvm /proc/driver/nvidia/capabilities/gpu0/mig/gi2 2>/dev/null", ""},
-		{"cat /sys/module/nvidia/version", "590.10.01\n"},
+		{"cat /sys/module/nvidia/version; modinfo -F version nvidia; readlink -f /usr/local/lib/libcuda.so.1", "590.10.01\n590.10.01\n/usr/local/lib/libcuda.so.590.10.01\n"},
 		{"cut -d';' -f2 /run/phoenix-sandbox/kernel.log", "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  590.10.01\n"},
 		{"stat -c %t /dev/nvidia-caps/nvidia-cap2", fmt.Sprintf("%x\n", n.Majors.Caps)},
 		{"nvidia-modprobe -u -c 0; stat -c %t:%T /dev/nvidia-uvm; readlink /dev/char/" + fmt.Sprint(n.Majors.UVM) + ":0", fmt.Sprintf("%x:0\n../nvidia-uvm\n", n.Majors.UVM)},

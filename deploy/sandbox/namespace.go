@@ -133,10 +133,11 @@ func (n *Node) mount(dir string) error {
 		"pve": dir + "/pve", "phoenix": dir + "/etc-phoenix", "hostname": dir + "/etc/hostname", "hosts": dir + "/etc/hosts",
 		"pve-release": dir + "/etc/pve-release",
 	})
-	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct", "modprobe": self})
+	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct", "modprobe": self, "modinfo": self})
 	m.extend("/usr/bin", m.keep("/usr/bin"), map[string]string{
 		"nvidia-smi": self, "nvidia-modprobe": self, "pveversion": dir + "/bin/pveversion",
 	})
+	m.extend("/usr/local/lib", m.keep("/usr/local/lib"), nil) // for the driver's libraries
 	m.extend("/usr/share/lxc/config", m.keep("/usr/share/lxc/config"), map[string]string{
 		"common.conf.d": dir + "/lxc-config/common.conf.d", "userns.conf.d": dir + "/lxc-config/userns.conf.d",
 	})

@@ -178,6 +178,9 @@ func TestNVIDIAModprobe(t *testing.T) {
 		{"numbers of an earlier load", "mknod nvidia-uvm c 500 0", "nvidia-modprobe -u -c 0", 0, "nvidia-uvm 511:0 666, nvidia-uvm-tools 511:1 666"},
 		{"a mode in the way", "mknod -m 600 nvidia0 c 195 0", "nvidia-modprobe -c 0", 0, "nvidia0 195:0 666"},
 		{"an unknown option", "", "nvidia-modprobe --frob", 2, ""},
+		{"modinfo without a version", "", "modinfo nvidia", 2, ""},
+		{"modinfo of another module", "", "modinfo -F version zfs", 1, ""},
+		{"modprobe of another module", "", "modprobe -q zfs", 1, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tree := boot(t, "mig")
@@ -294,6 +297,17 @@ func TestUpgradeBreaksLibraryUntilBoot(t *testing.T) {
 	want := "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 590.10\n"
 	if out, code := tool(t, tree, "nvidia-smi"); out != want || code != 18 {
 		t.Errorf("before the boot: %q, status %d, want %q, 18", out, code, want)
+	}
+	if out, code := tool(t, tree, "modinfo -F version nvidia"); out != "590.10.01\n" || code != 0 {
+		t.Errorf("modinfo: %q, status %d", out, code)
+	}
+	libraries, err := filepath.Glob(filepath.Join(tree.Root, "usr/local/lib/libnvidia-ml.so*"))
+	must(t, err)
+	for i := range libraries {
+		libraries[i] = filepath.Base(libraries[i])
+	}
+	if want := []string{"libnvidia-ml.so.1", "libnvidia-ml.so.590.10.01"}; !slices.Equal(libraries, want) {
+		t.Errorf("libraries %v, want %v", libraries, want)
 	}
 	host, err := tree.Host()
 	must(t, err)

@@ -17,7 +17,7 @@ import (
 // A Tools is the driver's programs on one host.
 type Tools struct {
 	Tree     Tree
-	Modprobe string // the machine's own modprobe, for modules that are not the driver's; "": there is none
+	Machine  string // folder of the machine's own modprobe and modinfo, for modules that are not the driver's; "": it has none
 	Out, Err io.Writer
 }
 
@@ -26,6 +26,7 @@ var tools = map[string]func(*Tools, []string) int{
 	"nvidia-smi":      (*Tools).smi,
 	"nvidia-modprobe": (*Tools).nvidiaModprobe,
 	"modprobe":        (*Tools).modprobe,
+	"modinfo":         (*Tools).modinfo,
 }
 
 // Knows says whether a program of this name is one of the tools.
@@ -155,7 +156,7 @@ func (t *Tools) modprobe(args []string) int {
 	for _, name := range names {
 		_, ours := modules[name]
 		if !ours && name != "vfio_pci" {
-			return t.ownModprobe(args, name)
+			return t.machines("modprobe", args, func() int { return t.notFound(name) })
 		}
 		err := t.Tree.Change(func(h *Host) error {
 			switch {
@@ -185,12 +186,42 @@ func (t *Tools) notFound(module string) int {
 	return 1
 }
 
-func (t *Tools) ownModprobe(args []string, name string) int {
-	if _, err := os.Stat(t.Modprobe); t.Modprobe == "" || err != nil {
-		return t.notFound(name)
+// modinfo knows -F version of the driver's modules, which is the version that the next boot loads.
+func (t *Tools) modinfo(args []string) int {
+	h, err := t.Tree.Host()
+	if err != nil {
+		fmt.Fprintln(t.Err, err)
+		return 1
 	}
-	cmd := exec.Command(t.Modprobe, args...)
-	cmd.Args[0] = filepath.Join("/sbin", filepath.Base(t.Modprobe))
+	name := ""
+	if len(args) > 0 {
+		name = strings.ReplaceAll(args[len(args)-1], "-", "_")
+	}
+	notFound := func() int {
+		fmt.Fprintf(t.Err, "modinfo: ERROR: Module %s not found.\n", name)
+		return 1
+	}
+	_, ours := modules[name]
+	switch {
+	case !ours:
+		return t.machines("modinfo", args, notFound)
+	case h.OnDisk == "":
+		return notFound()
+	case len(args) != 3 || args[0] != "-F" || args[1] != "version":
+		return t.usage("modinfo", strings.Join(args, " "))
+	}
+	fmt.Fprintln(t.Out, h.OnDisk)
+	return 0
+}
+
+// machines runs the machine's own tool of this name; otherwise is what to do if it has none.
+func (t *Tools) machines(name string, args []string, otherwise func() int) int {
+	path := filepath.Join(t.Machine, name)
+	if _, err := os.Stat(path); t.Machine == "" || err != nil {
+		return otherwise()
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Args[0] = "/sbin/" + name // it may be one program with many names
 	cmd.Stdout, cmd.Stderr = t.Out, t.Err
 	err := cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {

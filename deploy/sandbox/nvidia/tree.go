@@ -39,7 +39,7 @@ func (t Tree) Host() (Host, error) {
 	return h, nil
 }
 
-// Change lets fn change the host, and makes /proc, /sys and the answers of the library agree with it. Files that stay as
+// Change lets fn change the host, and makes /proc, /sys, the libraries and their answers agree with it. Files that stay as
 // they are are not touched. If fn gives an error nothing is changed. Device nodes stay as they are; see
 // [Tree.MakeNodes].
 func (t Tree) Change(fn func(*Host) error) error {
@@ -89,6 +89,9 @@ func (t Tree) lay(h *Host) error {
 		}
 	}
 	if err := t.layDevices(h); err != nil {
+		return err
+	}
+	if err := t.layLibraries(h); err != nil {
 		return err
 	}
 	b, err := json.MarshalIndent(h.nvml(), "", "  ")

@@ -25,7 +25,7 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	if name := filepath.Base(os.Args[0]); nvidia.Knows(name) { // in a node
-		tools := nvidia.Tools{Tree: sandbox.NodeTree(), Modprobe: sandbox.CoveredModprobe, Out: os.Stdout, Err: os.Stderr}
+		tools := nvidia.Tools{Tree: sandbox.NodeTree(), Machine: sandbox.CoveredPrograms, Out: os.Stdout, Err: os.Stderr}
 		os.Exit(tools.Main(name, os.Args[1:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
