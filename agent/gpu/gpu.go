@@ -1,6 +1,6 @@
 // Package gpu finds the NVIDIA GPUs of the node, their device nodes and the majors that the kernel
-// gave their drivers, and makes device nodes that are missing. It reads /proc, /sys and /dev; only
-// the size of a GPU's memory is not there and comes from nvidia-smi, if there is one.
+// gave their drivers, and makes device nodes that are missing. It reads /proc, /sys and /dev; what is
+// not there comes from NVML, the driver's library, or of it the size of memory from nvidia-smi.
 package gpu
 
 import (
@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"phoenix.internal/agent/nvml"
 )
 
 // A Scanner finds the GPUs of one node. Its methods may be called at the same time. The zero value
@@ -23,10 +25,13 @@ type Scanner struct {
 	SMI            string // nvidia-smi; empty: /usr/bin/nvidia-smi
 	Modprobe       string // modprobe; empty: /sbin/modprobe
 
+	NVML *nvml.Client // nil: not asked
+
 	preparing sync.Mutex // held by Prepare
 
-	mu     sync.Mutex
-	memory *memory // of the latest driver version and set of GPUs
+	mu      sync.Mutex
+	memory  *memory  // of the latest driver version and set of GPUs
+	library *library // likewise, and of their MIG devices
 }
 
 // An Inventory is what a node has of GPUs at one moment.
@@ -98,14 +103,17 @@ const (
 	None   = "none"
 )
 
-// Scan looks at the node. It reads files only, but for one call of nvidia-smi after a change of the
-// driver's version or the set of GPUs; that is waited for at most five seconds.
+// Scan looks at the node. It reads files; what NVML told last is in memory, and it is asked meanwhile.
+// Only after a change of the driver's version, the set of GPUs or their MIG devices that is waited for,
+// at most five seconds; likewise nvidia-smi, which is called then if there is no NVML.
 func (s *Scanner) Scan(ctx context.Context) (*Inventory, error) {
 	inv, err := s.scan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("scan GPUs: %w", err)
 	}
-	s.addMemory(ctx, inv)
+	if !s.addNVML(ctx, inv) {
+		s.addMemory(ctx, inv)
+	}
 	return inv, nil
 }
 

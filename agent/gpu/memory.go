@@ -18,16 +18,11 @@ type memory struct {
 	sizes  map[string]int64
 }
 
-// addMemory adds the memory sizes, if nvidia-smi tells. A scan goes on without them: nvidia-smi may
+// addMemory adds the memory sizes, if nvidia-smi tells, where NVML is not there. A scan goes on without them: nvidia-smi may
 // not be installed, and one that waits for a broken GPU cannot even be killed.
 func (s *Scanner) addMemory(ctx context.Context, inv *Inventory) {
-	key := inv.DriverVersion
-	for _, gpu := range inv.GPUs {
-		if gpu.Driver == NVIDIA {
-			key += " " + gpu.PCIAddress + "=" + gpu.UUID
-		}
-	}
-	if inv.DriverVersion == "" || key == inv.DriverVersion {
+	key := inv.key()
+	if key == "" {
 		return
 	}
 	path := or(s.SMI, "/usr/bin/nvidia-smi")
@@ -54,10 +49,27 @@ func (s *Scanner) addMemory(ctx context.Context, inv *Inventory) {
 	select {
 	case <-m.done:
 		for i := range inv.GPUs {
-			inv.GPUs[i].MemoryMiB = m.sizes[inv.GPUs[i].PCIAddress]
+			if size, ok := m.sizes[inv.GPUs[i].PCIAddress]; ok {
+				inv.GPUs[i].MemoryMiB = size
+				inv.GPUs[i].from(FromSMI, "memory_mib")
+			}
 		}
 	default:
 	}
+}
+
+// key tells apart drivers and sets of GPUs that the driver serves. It is empty if there is none.
+func (inv *Inventory) key() string {
+	key := inv.DriverVersion
+	for _, gpu := range inv.GPUs {
+		if gpu.Driver == NVIDIA {
+			key += " " + gpu.PCIAddress + "=" + gpu.UUID
+		}
+	}
+	if inv.DriverVersion == "" || key == inv.DriverVersion {
+		return ""
+	}
+	return key
 }
 
 // query asks nvidia-smi. It ends when the process does, which is killed after smiTimeout.
