@@ -23,6 +23,7 @@ import (
 	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/health"
 	"phoenix.internal/agent/lxcmon"
+	"phoenix.internal/agent/nvml"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/server"
 	"phoenix.internal/agent/transfer"
@@ -55,7 +56,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		log.Info("leftovers of an earlier agent removed", "files", removed)
 	}
 	attacher := attach.Attacher{}
-	scanner := &gpu.Scanner{}
+	library := &nvml.Client{Log: log}
+	defer library.Close()
+	scanner := &gpu.Scanner{NVML: library}
 	installers := &driver.Cache{Dir: filepath.Join(cfg.StateDir, "driver"), Sources: cfg.DriverSources}
 	if err := installers.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier agent not removed", "err", err)

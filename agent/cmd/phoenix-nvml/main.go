@@ -27,6 +27,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, "phoenix-nvml: it has one argument at most, the path of libnvidia-ml.so.1")
 		os.Exit(2)
 	}
+	// Where memory gets short this process goes first, not the agent, whose memory is limited together with ours.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
+		fmt.Fprintln(os.Stderr, "phoenix-nvml:", err)
+	}
 	if err := serve(library); err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-nvml:", err)
 		os.Exit(1)
