@@ -20,7 +20,7 @@ type Manager struct {
 	Confs   *confstore.Store
 	GPUs    *gpu.Scanner
 	Runtime Runtime
-	// StateDir is where unfinished restarts and edits that no start has proven are recorded.
+	// StateDir is where unfinished restarts, edits that no start has proven, and what was last applied are recorded.
 	StateDir string
 	// AllowedOptions are the lxc.* options that SetOption may set, as key=value.
 	AllowedOptions []string
@@ -31,6 +31,7 @@ type Manager struct {
 
 	locks      ctlock.Locks
 	restarting restarts
+	records    records
 	slots      slots
 }
 
@@ -97,4 +98,5 @@ type Container struct {
 	Effective      *passthrough.Passthrough // nil if it does not run
 	RestartPending bool
 	Problems       []passthrough.Problem
+	Applied        *Applied // what was last set through the agent; nil: nothing ever was
 }

@@ -29,6 +29,7 @@ func (m *Manager) List(ctx context.Context) ([]Container, *gpu.Inventory, error)
 	if err != nil {
 		return nil, nil, err
 	}
+	m.forgetApplied(ctids)
 	// Side by side, so that monitors which do not answer are waited for together.
 	all := make([]*Container, len(ctids))
 	group, ctx := errgroup.WithContext(ctx)
@@ -132,6 +133,7 @@ func (m *Manager) observe(ctx context.Context, ctid int32, gpus *gpu.Inventory) 
 		Digest:       conf.Digest(),
 		Configured:   configured,
 		Problems:     problems,
+		Applied:      m.applied(ctid),
 	}
 	c.Hostname, _ = conf.Property("hostname")
 	c.Lock = lockOf(conf)

@@ -24,6 +24,7 @@ type editing struct {
 	gpus    *gpu.Inventory
 	options []string // allowed lxc.* options
 	preview bool
+	applied *Applied // of the last SetPassthrough
 }
 
 // A Selector names one GPU of the node or, by its UUID, one MIG device. Exactly one field is set; Index is a pointer because 0 is a GPU.
@@ -188,7 +189,11 @@ func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
 			inv.Nodes[i].Present = true
 		}
 	}
-	return passthrough.Set(f, inv, want, op.Mode)
+	if err := passthrough.Set(f, inv, want, op.Mode); err != nil {
+		return err
+	}
+	e.applied = op.applied(gpus)
+	return nil
 }
 
 func passthroughGPU(r Resolved) passthrough.GPU {
@@ -253,19 +258,24 @@ func (m *Manager) Patch(ctx context.Context, ctid int32, ifDigest string, previe
 	if err != nil {
 		return confstore.Result{}, err
 	}
+	var applied *Applied
 	edit := func(f *pveconf.File) error {
+		e := &editing{gpus: gpus, options: m.AllowedOptions, preview: preview}
 		for _, op := range ops {
-			if err := op.edit(f, &editing{gpus: gpus, options: m.AllowedOptions, preview: preview}); err != nil {
+			if err := op.edit(f, e); err != nil {
 				return err
 			}
 		}
+		applied = e.applied
 		return nil
 	}
 	if preview {
 		return m.Confs.Preview(ctid, ifDigest, edit)
 	}
 	return m.write(ctx, ctid, func(record func(confstore.Result) error) (confstore.Result, error) {
-		return m.Confs.Edit(ctx, ctid, ifDigest, by, edit, record)
+		return m.withRecord(ctid, by, &applied, func(record func(confstore.Result) error) (confstore.Result, error) {
+			return m.Confs.Edit(ctx, ctid, ifDigest, by, edit, record)
+		}, record)
 	})
 }
 

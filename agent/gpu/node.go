@@ -169,7 +169,7 @@ func (s *Scanner) Prepare(ctx context.Context, want Want) (created []string, err
 	if inv.Majors[uvmDriver] == 0 {
 		return nil, fmt.Errorf("prepare device nodes: %s: %w", uvmDriver, ErrDriverNotLoaded)
 	}
-	nodes, err := wanted(inv, want)
+	nodes, err := inv.Needs(want)
 	if err != nil {
 		return nil, err
 	}
@@ -203,8 +203,9 @@ func (s *Scanner) Prepare(ctx context.Context, want Want) (created []string, err
 	return created, nil
 }
 
-// wanted returns the nodes that containers need for what is wanted, by path.
-func wanted(inv *Inventory, want Want) ([]DeviceNode, error) {
+// Needs returns the nodes that containers need for what is wanted, by path, whatever their state. The error is a
+// [*NodeError].
+func (inv *Inventory) Needs(want Want) ([]DeviceNode, error) {
 	var nodes []DeviceNode
 	for _, n := range inv.Shared {
 		if n.Path != "/dev/nvidia-modeset" || want.Graphics {

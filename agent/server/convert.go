@@ -1,16 +1,13 @@
 package server
 
 import (
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
-	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/agent/probe"
@@ -40,6 +37,7 @@ func containerOf(node string, c *container.Container) *typev1.Container {
 	if !c.Running.StartTime.IsZero() {
 		out.StartTime = timestamppb.New(c.Running.StartTime)
 	}
+	out.Applied = appliedOf(c.Applied)
 	for _, p := range c.Problems {
 		out.Problems = append(out.Problems, &typev1.Problem{
 			Kind: problemKindOf(p.Kind), Message: text(p.Message), Line: int32(p.Line), Advice: text(p.Advice),
@@ -69,29 +67,6 @@ func stateOf(s lxcmon.State) typev1.ContainerState {
 	return typev1.ContainerState_CONTAINER_STATE_UNSPECIFIED
 }
 
-func passthroughOf(p passthrough.Passthrough) *typev1.Passthrough {
-	out := &typev1.Passthrough{Mode: modeOf(p.Mode)}
-	for _, g := range p.GPUs {
-		out.Gpus = append(out.Gpus, &typev1.GpuRef{Index: int32(g.Index), Uuid: g.UUID, Minor: int32(g.Minor)})
-	}
-	for _, d := range p.Devices {
-		out.Devices = append(out.Devices, &typev1.Device{Path: text(d.Path), Major: int32(d.Major), Minor: int32(d.Minor)})
-	}
-	return out
-}
-
-func modeOf(m passthrough.Mode) typev1.PassthroughMode {
-	switch m {
-	case passthrough.ModeRaw:
-		return typev1.PassthroughMode_PASSTHROUGH_MODE_RAW
-	case passthrough.ModeNative:
-		return typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE
-	case passthrough.ModeMixed:
-		return typev1.PassthroughMode_PASSTHROUGH_MODE_MIXED
-	}
-	return typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED
-}
-
 // problemKinds must be complete both ways; a test holds that.
 var problemKinds = map[passthrough.Kind]typev1.ProblemKind{
 	passthrough.DeviceGone:            typev1.ProblemKind_PROBLEM_KIND_DEVICE_GONE,
@@ -110,86 +85,10 @@ var problemKinds = map[passthrough.Kind]typev1.ProblemKind{
 	passthrough.HiddenLine:            typev1.ProblemKind_PROBLEM_KIND_HIDDEN_LINE,
 	passthrough.Unreadable:            typev1.ProblemKind_PROBLEM_KIND_UNREADABLE,
 	passthrough.Privileged:            typev1.ProblemKind_PROBLEM_KIND_PRIVILEGED,
+	passthrough.MIGWhole:              typev1.ProblemKind_PROBLEM_KIND_MIG_GPU_WHOLE,
 }
 
 func problemKindOf(k passthrough.Kind) typev1.ProblemKind { return problemKinds[k] }
-
-func devicesOf(node string, inv *gpu.Inventory, containers []container.Container) *typev1.NodeDevices {
-	out := &typev1.NodeDevices{
-		Node:             node,
-		DriverVersion:    inv.DriverVersion,
-		OpenKernelModule: inv.OpenKernelModule,
-		Problems:         inv.Problems,
-	}
-	for name, major := range inv.Majors {
-		if name == "nvidia" || strings.HasPrefix(name, "nvidia-") {
-			out.Majors = append(out.Majors, &typev1.DeviceNumber{Name: name, Major: int32(major)})
-		}
-	}
-	slices.SortFunc(out.Majors, func(a, b *typev1.DeviceNumber) int { return strings.Compare(a.GetName(), b.GetName()) })
-	for _, n := range inv.Shared {
-		out.SharedNodes = append(out.SharedNodes, deviceNodeOf(n))
-	}
-	for _, g := range inv.GPUs {
-		pb := &typev1.Gpu{
-			Index: int32(g.Index), Uuid: g.UUID, PciAddress: g.PCIAddress, Model: text(g.Model),
-			Driver: driverOf(g.Driver), NumaNode: int32(g.NUMANode),
-		}
-		if g.Minor >= 0 {
-			minor := int32(g.Minor)
-			pb.Minor = &minor
-		}
-		if g.MemoryMiB > 0 {
-			pb.MemoryMib = &g.MemoryMiB
-		}
-		for _, n := range g.Nodes {
-			pb.DeviceNodes = append(pb.DeviceNodes, deviceNodeOf(n))
-		}
-		for _, c := range containers {
-			if g.Minor >= 0 && slices.ContainsFunc(c.Configured.GPUs, func(h passthrough.GPU) bool { return h.Minor == g.Minor }) {
-				pb.Ctids = append(pb.Ctids, c.CTID)
-			}
-		}
-		out.Gpus = append(out.Gpus, pb)
-	}
-	return out
-}
-
-func driverOf(name string) typev1.GpuDriver {
-	switch name {
-	case gpu.NVIDIA:
-		return typev1.GpuDriver_GPU_DRIVER_NVIDIA
-	case "vfio-pci":
-		return typev1.GpuDriver_GPU_DRIVER_VFIO_PCI
-	case "nouveau":
-		return typev1.GpuDriver_GPU_DRIVER_NOUVEAU
-	case "none", "":
-		return typev1.GpuDriver_GPU_DRIVER_NONE
-	}
-	return typev1.GpuDriver_GPU_DRIVER_OTHER
-}
-
-// errNotUsable says that a device node is not right although it was just prepared.
-var errNotUsable = errors.New("still missing or stale after it was made; is something else managing /dev?")
-
-func deviceNodeOf(n gpu.DeviceNode) *typev1.DeviceNode {
-	out := &typev1.DeviceNode{Path: n.Path, Major: int32(n.Major), Minor: int32(n.Minor), Mode: int32(n.Mode.Perm())}
-	switch n.State {
-	case gpu.OK:
-		out.State = typev1.DeviceNodeState_DEVICE_NODE_STATE_OK
-	case gpu.Missing:
-		out.State = typev1.DeviceNodeState_DEVICE_NODE_STATE_MISSING
-	case gpu.Stale:
-		out.State = typev1.DeviceNodeState_DEVICE_NODE_STATE_STALE
-	case gpu.NotADevice:
-		out.State = typev1.DeviceNodeState_DEVICE_NODE_STATE_NOT_A_DEVICE
-	}
-	return out
-}
-
-func sortNodes(nodes []*typev1.DeviceNode) {
-	slices.SortFunc(nodes, func(a, b *typev1.DeviceNode) int { return strings.Compare(a.GetPath(), b.GetPath()) })
-}
 
 func entriesOf(entries []pveconf.Entry) []*typev1.ConfEntry {
 	out := make([]*typev1.ConfEntry, 0, len(entries))
@@ -254,6 +153,9 @@ func selectorsOf(field string, gpus []*typev1.GpuSelector) ([]container.Selector
 	return out, nil
 }
 
+// maxAssignment is how much of the fleet file's words is kept.
+const maxAssignment = 1 << 10
+
 func operationOf(field string, op *agentv1.ConfOperation) (container.Operation, error) {
 	switch op := op.GetOperation().(type) {
 	case *agentv1.ConfOperation_SetPassthrough:
@@ -261,13 +163,22 @@ func operationOf(field string, op *agentv1.ConfOperation) (container.Operation, 
 		if err != nil {
 			return nil, err
 		}
+		set := container.SetPassthrough{GPUs: gpus, Assignment: op.SetPassthrough.GetAssignment()}
+		if set.Graphics, set.Fabric, err = usesOf(field+".set_passthrough.capabilities", op.SetPassthrough.GetCapabilities()); err != nil {
+			return nil, err
+		}
+		if n := len(set.Assignment); n > maxAssignment {
+			return nil, invalid(field+".set_passthrough.assignment", "has %d bytes; at most %d are allowed", n, maxAssignment)
+		}
 		switch op.SetPassthrough.GetMode() {
 		case typev1.PassthroughMode_PASSTHROUGH_MODE_RAW:
-			return container.SetPassthrough{GPUs: gpus, Mode: passthrough.ModeRaw}, nil
+			set.Mode = passthrough.ModeRaw
 		case typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE:
-			return container.SetPassthrough{GPUs: gpus, Mode: passthrough.ModeNative}, nil
+			set.Mode = passthrough.ModeNative
+		default:
+			return nil, invalid(field+".set_passthrough.mode", "must be RAW or NATIVE")
 		}
-		return nil, invalid(field+".set_passthrough.mode", "must be RAW or NATIVE")
+		return set, nil
 	case *agentv1.ConfOperation_SetProperty:
 		return container.SetProperty{Key: op.SetProperty.GetKey(), Value: op.SetProperty.GetValue()}, nil
 	case *agentv1.ConfOperation_UnsetProperty:
@@ -279,10 +190,18 @@ func operationOf(field string, op *agentv1.ConfOperation) (container.Operation, 
 }
 
 func probeResultOf(r probe.Result, d container.ProbeDevice) *typev1.ProbeResult {
-	return &typev1.ProbeResult{
+	out := &typev1.ProbeResult{
 		Path: r.Path, GpuIndex: int32(d.GPUIndex), Expected: d.Expected, Outcome: outcomeOf(r.Outcome),
 		Errno: r.Errno, Major: int32(r.Major), Minor: int32(r.Minor), Message: r.Explain(d.Expected).String(),
 	}
+	if in := d.Instance; in != nil {
+		gi := int32(in.GPU)
+		out.GpuInstanceId = &gi
+		if ci := int32(in.Compute); ci >= 0 {
+			out.ComputeInstanceId = &ci
+		}
+	}
+	return out
 }
 
 func outcomeOf(o probe.Outcome) typev1.ProbeOutcome {

@@ -12,7 +12,7 @@ import (
 // Every kind of problem has a value in the API, and every value a kind.
 func TestProblemKindsAreComplete(t *testing.T) {
 	sent := make(map[typev1.ProblemKind]bool)
-	for kind := passthrough.DeviceGone; kind <= passthrough.Privileged; kind++ {
+	for kind := passthrough.DeviceGone; kind <= passthrough.MIGWhole; kind++ {
 		value, ok := problemKinds[kind]
 		if !ok {
 			t.Errorf("kind %d has no value in the API", kind)

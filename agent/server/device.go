@@ -2,11 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
-	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
 
 type deviceServer struct {
@@ -40,12 +40,11 @@ func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareD
 		return nil, err
 	}
 	var want gpu.Want
-	wanted := make(map[string]bool)
 	for _, g := range gpus {
 		want.GPUs = append(want.GPUs, g.Ref())
-		for _, n := range g.GPU.Nodes {
-			wanted[n.Path] = true
-		}
+	}
+	if want.Graphics, want.Fabric, err = usesOf("capabilities", req.GetCapabilities()); err != nil {
+		return nil, err
 	}
 	created, err := scanner.Prepare(ctx, want)
 	if err != nil {
@@ -54,24 +53,17 @@ func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareD
 	if inv, err = scanner.Scan(ctx); err != nil {
 		return nil, err
 	}
-	resp := &agentv1.PrepareDevicesResponse{CreatedPaths: created}
-	for _, n := range inv.Shared {
-		if container.Needed(n.Path) {
-			resp.Nodes = append(resp.Nodes, deviceNodeOf(n))
+	nodes, err := inv.Needs(want)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		if n.State != gpu.OK {
+			return nil, &gpu.NodeError{Path: n.Path, Err: errNotUsable}
 		}
 	}
-	for _, g := range inv.GPUs {
-		for _, n := range g.Nodes {
-			if wanted[n.Path] {
-				resp.Nodes = append(resp.Nodes, deviceNodeOf(n))
-			}
-		}
-	}
-	for _, n := range resp.Nodes {
-		if n.GetState() != typev1.DeviceNodeState_DEVICE_NODE_STATE_OK {
-			return nil, &gpu.NodeError{Path: n.GetPath(), Err: errNotUsable}
-		}
-	}
-	sortNodes(resp.Nodes)
-	return resp, nil
+	return &agentv1.PrepareDevicesResponse{CreatedPaths: created, Nodes: deviceNodesOf(nodes)}, nil
 }
+
+// errNotUsable says that a device node is not right although it was just prepared.
+var errNotUsable = errors.New("still missing or stale after it was made; is something else managing /dev?")

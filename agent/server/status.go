@@ -185,6 +185,12 @@ func statusOf(requestID string, err error) error {
 	if _, ok := errors.AsType[*passthrough.CutOffError](err); ok {
 		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_PASSTHROUGH_IMPOSSIBLE, ctid(of))
 	}
+	if _, ok := errors.AsType[*passthrough.FolderError](err); ok {
+		return fail(codes.FailedPrecondition, errorv1.Reason_REASON_PASSTHROUGH_IMPOSSIBLE, ctid(of))
+	}
+	if _, ok := errors.AsType[*container.WholeError](err); ok {
+		return fail(codes.InvalidArgument, errorv1.Reason_REASON_INVALID_FIELD, map[string]string{"field": "gpus"})
+	}
 	if e, ok := errors.AsType[*passthrough.GPUError](err); ok { // it went between two looks
 		available := make([]string, len(e.Have))
 		for i, minor := range e.Have {
