@@ -974,6 +974,13 @@ func TestJudge(t *testing.T) {
 		}},
 		{"the conf gives a device that no use needs", append(shared, gpu(1, node.Opened),
 			node.Probed{Path: "/dev/nvidia-modeset", GPU: -1, Expected: true, Outcome: node.Denied}), []int{1}, []string{"/dev/nvidia-modeset: denied"}},
+		{"DRM nodes and capabilities that nobody asked for", append(shared, gpu(1, node.Opened),
+			node.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: node.Absent},
+			node.Probed{Path: "/dev/nvidia-caps/nvidia-cap21", GPU: 1, Outcome: node.Absent}), []int{1}, nil},
+		{"DRM nodes that the conf gives", append(shared, gpu(1, node.Opened),
+			node.Probed{Path: "/dev/dri/card1", GPU: 1, Expected: true, Outcome: node.Denied}), []int{1}, []string{"/dev/dri/card1: denied"}},
+		{"a DRM node is not the GPU", append(shared, node.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: node.Absent}), []int{1},
+			[]string{"GPU 1 was not probed: the node has no device for it; look at phoenix-cli devices"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -114,8 +114,11 @@ func assigned(results []node.Probed, desired []int, sandbox bool) (missing []str
 	seen := map[string]bool{}
 	gpuSeen := map[int]bool{}
 	for _, r := range results {
-		seen[r.Path], gpuSeen[r.GPU] = true, true
-		needed := slices.Contains(desired, r.GPU) || r.GPU < 0 && (r.Expected || slices.Contains(shared, r.Path))
+		seen[r.Path] = true
+		// Of a GPU's devices computing needs one; DRM nodes and MIG's capabilities are for whom the conf gives them to.
+		own := r.GPU >= 0 && !strings.HasPrefix(r.Path, "/dev/dri/") && !strings.HasPrefix(r.Path, "/dev/nvidia-caps/")
+		gpuSeen[r.GPU] = gpuSeen[r.GPU] || own
+		needed := own && slices.Contains(desired, r.GPU) || !own && (r.Expected || slices.Contains(shared, r.Path))
 		if needed && !opens(r, sandbox) {
 			missing = append(missing, sentence(r))
 		}
