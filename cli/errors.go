@@ -266,6 +266,18 @@ var advice = map[errorv1.Reason]string{
 	errorv1.Reason_REASON_DRIVER_NOT_LOADED:   "On the node: modprobe nvidia, and if that fails, dmesg. Without the driver no GPU can be given.",
 	errorv1.Reason_REASON_DEVICE_NODE_MISSING: "On the node, as root: nvidia-smi, nvidia-modprobe -u; then look at {path}.",
 
+	errorv1.Reason_REASON_INSTALLER_SOURCE_NOT_ALLOWED: "Correct nvidia_runfile_url in the fleet file, or add the place to driver_sources in the node's agent.yaml.",
+	errorv1.Reason_REASON_INSTALLER_UNAVAILABLE:        "See whether the node reaches {url}; then repeat: it goes on with what has arrived.",
+	errorv1.Reason_REASON_INSTALLER_CHECKSUM_MISMATCH:  "Correct nvidia_runfile_sha256 in the fleet file. If it is right, do not use that source: it gives another file.",
+	errorv1.Reason_REASON_INSTALLER_INVALID:            "Correct nvidia_runfile_url in the fleet file: it must lead to NVIDIA's runfile of version {version}.",
+	errorv1.Reason_REASON_INSTALLER_NOT_CACHED:         "An apply fetches it: phoenix-cli apply.",
+	errorv1.Reason_REASON_NODE_NO_SPACE:                "Make room for {path} on the node; {needed_bytes} bytes are needed.",
+	errorv1.Reason_REASON_LIBC_NOT_SUPPORTED:           "Make the container anew from a template with glibc (Debian, Ubuntu, ...); NVIDIA has no driver for musl.",
+	errorv1.Reason_REASON_DRIVER_PACKAGED:              "In the container remove the packages {packages}, then repeat: phoenix-cli exec {ctid}.",
+	errorv1.Reason_REASON_CONTAINER_TOO_SMALL:          "Give it more {resource}, {needed_mib} MiB at least: pct resize or pct set on its node; then repeat.",
+	errorv1.Reason_REASON_DRIVER_INSTALL_FAILED:        "The rest of the installer's log is in the container: phoenix-cli exec {ctid} cat /var/log/nvidia-installer.log.",
+	errorv1.Reason_REASON_DRIVER_NOT_REMOVABLE:         "Its libraries came by another way, a package or a copy: remove them in that way.",
+
 	errorv1.Reason_REASON_STOP_TIMEOUT:          "It still runs. Give it longer (--timeout), or leave out --no-force: then it is killed.",
 	errorv1.Reason_REASON_START_FAILED:          "It is stopped. On its node, pct start {ctid} --debug says why; older confs: phoenix-cli conf revisions {ctid}.",
 	errorv1.Reason_REASON_START_ROLLED_BACK:     "It runs with its old conf. What the new one changes: phoenix-cli plan {ctid}; why it did not start, the message says.",
