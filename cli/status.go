@@ -227,7 +227,7 @@ func probeSummary(results []*typev1.ProbeResult) output.Cell {
 			outcome = strings.ToUpper(outcome)
 		}
 		switch {
-		case p.GetGpuIndex() >= 0:
+		case p.GetGpuIndex() >= 0 && !strings.HasPrefix(p.GetPath(), "/dev/dri/") && !strings.HasPrefix(p.GetPath(), "/dev/nvidia-caps/"):
 			add(outcome, strconv.Itoa(int(p.GetGpuIndex())))
 		case !asExpected(p):
 			add(outcome, strings.TrimPrefix(p.GetPath(), "/dev/"))
