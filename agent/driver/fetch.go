@@ -136,6 +136,9 @@ func (c *Cache) download(ctx context.Context, version string, src source, prefix
 			try = 0
 		}
 		if !temporary(err) || try >= attempts {
+			if p.have == 0 {
+				err = errors.Join(err, c.forget(version))
+			}
 			return resumed, notOurs(src.text, err)
 		}
 		select {

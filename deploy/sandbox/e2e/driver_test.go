@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -84,8 +86,9 @@ func newDriverWorld(t *testing.T) *driverWorld {
 }
 
 // put makes a runfile that the server has, and returns the request for it.
-func (w *driverWorld) put(version string, padding int) *agentv1.FetchInstallerRequest {
-	b := runfile.New(runfile.Options{Version: version, Loaded: loadedDriver, GPUs: w.gpus, Padding: padding})
+func (w *driverWorld) put(o runfile.Options) *agentv1.FetchInstallerRequest {
+	o.Loaded, o.GPUs = loadedDriver, w.gpus
+	b, version := runfile.New(o), o.Version
 	w.server.Put(runfile.Name(version), b)
 	return &agentv1.FetchInstallerRequest{
 		Version: version, Url: w.url + runfile.Name(version), Sha256: fmt.Sprintf("%x", sha256.Sum256(b)),
@@ -198,8 +201,8 @@ func (w *driverWorld) files(ctid int32) []string {
 // TestDriver installs, verifies, replaces and removes the driver of real containers.
 func TestDriver(t *testing.T) {
 	w := newDriverWorld(t)
-	fetched := w.put(loadedDriver, 1<<20)
-	older := w.put(olderDriver, 0)
+	fetched := w.put(runfile.Options{Version: loadedDriver, Padding: 1 << 20})
+	older := w.put(runfile.Options{Version: olderDriver})
 	uuid := func(i int) string { return w.n.GPUs[i].UUID }
 
 	w.start(901, true, w.gpuLines(0)...)
@@ -266,4 +269,272 @@ func TestDriver(t *testing.T) {
 			t.Errorf("remove what is not there: %v", err)
 		}
 	})
+}
+
+// TestDriverFetch kills the agent while it fetches, and gives it wrong files.
+func TestDriverFetch(t *testing.T) {
+	w := newDriverWorld(t)
+	req := w.put(runfile.Options{Version: loadedDriver, Padding: 1 << 20})
+	name, dir := runfile.Name(loadedDriver), filepath.Join(w.n.Dir(), "var-lib-phoenix", "driver", loadedDriver)
+	killed := func(t *testing.T, until string, reached func() bool) {
+		t.Helper()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := w.fetch(t.Context(), req, nil)
+			ended <- err
+		}()
+		sandboxtest.Eventually(t, until, reached)
+		w.n.SignalAgent(syscall.SIGKILL)
+		if err := <-ended; err == nil {
+			t.Error("the fetch ended well")
+		}
+		w.n.StartAgent()
+	}
+	t.Run("killed while it downloads", func(t *testing.T) {
+		// Ever farther, each time from where the last one was killed.
+		at, sent := int64(0), int64(0)
+		for _, more := range []int64{1, 7, 65536, 100_001, 524_288} {
+			w.server.Set(runfile.Faults{StallAt: more})
+			killed(t, fmt.Sprintf("%d bytes are there", at+more), func() bool {
+				info, err := os.Stat(filepath.Join(dir, "runfile.partial"))
+				return err == nil && info.Size() == at+more
+			})
+			asked, n := w.server.Asked()
+			want := name
+			if at > 0 {
+				want = fmt.Sprintf("%s bytes=%d-", name, at)
+			}
+			if !slices.Equal(asked, []string{want}) {
+				t.Errorf("asked for %q, want %q", asked, want)
+			}
+			at, sent = at+more, sent+n
+		}
+		w.server.Set(runfile.Faults{})
+		installer, err := w.fetch(t.Context(), req, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, n := w.server.Asked(); sent+n != installer.GetRunfileBytes() {
+			t.Errorf("%d bytes were sent in all, want each of %d once", sent+n, installer.GetRunfileBytes())
+		}
+	})
+	t.Run("pruned", func(t *testing.T) {
+		if resp, err := w.client.PruneInstallers(t.Context(), &agentv1.PruneInstallersRequest{}); err != nil || len(resp.GetVersions()) != 0 {
+			t.Errorf("the version of the loaded module: %v, %v", resp, err)
+		}
+		if _, err := w.fetch(t.Context(), w.put(runfile.Options{Version: olderDriver}), nil); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.client.PruneInstallers(t.Context(), &agentv1.PruneInstallersRequest{})
+		if err != nil || !slices.Equal(resp.GetVersions(), []string{olderDriver}) {
+			t.Errorf("removed %v, %v; want %s", resp, err, olderDriver)
+		}
+		list, err := w.client.ListInstallers(t.Context(), &agentv1.ListInstallersRequest{})
+		if err != nil || len(list.GetInstallers()) != 1 || list.GetInstallers()[0].GetVersion() != loadedDriver || !list.GetInstallers()[0].GetInUse() {
+			t.Errorf("left are %v, %v", list, err)
+		}
+	})
+	t.Run("killed while it extracts", func(t *testing.T) {
+		req = w.put(runfile.Options{Version: olderDriver, Extract: 1})
+		dir = filepath.Join(filepath.Dir(dir), olderDriver)
+		killed(t, "it is being extracted", func() bool {
+			found, err := filepath.Glob(filepath.Join(dir, "extract-*"))
+			return err == nil && len(found) > 0
+		})
+		w.server.Asked()
+		if left, _ := filepath.Glob(filepath.Join(dir, "extract-*")); len(left) != 0 {
+			t.Errorf("left behind: %q", left)
+		}
+		if out, _, _ := w.n.Run("pgrep", "-f", "--", "--extract-only --target "+"/var/lib/phoenix"); out != "" {
+			t.Errorf("the extraction outlived the agent: %s", out)
+		}
+		if _, err := w.fetch(t.Context(), req, nil); err != nil {
+			t.Fatal(err)
+		}
+		if asked, _ := w.server.Asked(); len(asked) != 0 {
+			t.Errorf("a file that was there was asked for again: %q", asked)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		other := w.put(runfile.Options{Version: "570.148.08"})
+		for _, test := range []struct {
+			name, url, sum, reason string
+		}{
+			{"wrong checksum", other.GetUrl(), strings.Repeat("0", 64), "INSTALLER_CHECKSUM_MISMATCH"},
+			{"no checksum over plain http", other.GetUrl(), "", "INSTALLER_SOURCE_NOT_ALLOWED"},
+			{"another host", "https://example.org/" + name, other.GetSha256(), "INSTALLER_SOURCE_NOT_ALLOWED"},
+			{"a file of the node", "/etc/shadow", other.GetSha256(), "INSTALLER_SOURCE_NOT_ALLOWED"},
+			{"another version in it", req.GetUrl(), req.GetSha256(), "INSTALLER_INVALID"},
+			{"no such file", w.url + "nothing.run", other.GetSha256(), "INSTALLER_UNAVAILABLE"},
+			{"no checksum", other.GetUrl(), "abc", "INVALID_FIELD"},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				_, err := w.fetch(t.Context(), &agentv1.FetchInstallerRequest{Version: "570.148.08", Url: test.url, Sha256: test.sum}, nil)
+				if reason, _ := reasonOf(err); reason != test.reason {
+					t.Errorf("got %v, want %s", err, test.reason)
+				}
+				if left, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "570.148.08*")); err != nil || len(left) > 0 {
+					t.Errorf("left behind: %q, %v", left, err)
+				}
+			})
+		}
+	})
+}
+
+// TestDriverInContainers installs in many containers at once, in ones where it cannot work, and breaks it off.
+func TestDriverInContainers(t *testing.T) {
+	w := newDriverWorld(t)
+	req := w.put(runfile.Options{Version: loadedDriver, Padding: 4 << 20})
+	t.Run("ten at once", func(t *testing.T) {
+		var all sync.WaitGroup
+		for ctid := int32(901); ctid <= 910; ctid++ {
+			w.start(ctid, true, w.gpuLines(0, 1)...)
+			all.Go(func() {
+				if _, err := w.fetch(t.Context(), req, nil); err != nil {
+					t.Errorf("fetch for %d: %v", ctid, err)
+				}
+				r, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: ctid}, nil)
+				if err != nil || r.GetDriver().GetState() != typev1.DriverState_DRIVER_STATE_INSTALLED {
+					t.Errorf("install in %d: %v, %v", ctid, r, err)
+				}
+				if c := w.verify(t, ctid, w.n.GPUs[0].UUID, w.n.GPUs[1].UUID); !c.GetOk() {
+					t.Errorf("verify %d: %v", ctid, c)
+				}
+			})
+		}
+		all.Wait()
+		if asked, _ := w.server.Asked(); len(asked) != 1 {
+			t.Errorf("asked for the file %d times, want once: %q", len(asked), asked)
+		}
+	})
+	t.Run("refused before anything is done", func(t *testing.T) {
+		w.start(921, false)
+		w.start(922, false)
+		w.start(923, true)
+		w.inContainer(t, 922, "mkdir -p /lib && touch /lib/ld-musl-x86_64.so.1")
+		w.inContainer(t, 923, `mkdir -p /var/lib/dpkg && printf 'Package: libc6\nStatus: install ok installed\n\nPackage: libnvidia-compute-580\nStatus: install ok installed\n\nPackage: nvidia-utils-550\nStatus: deinstall ok config-files\n' >/var/lib/dpkg/status`)
+		for _, test := range []struct {
+			name   string
+			ctid   int32
+			reason string
+			key    string
+			value  string
+		}{
+			{"no C library", 921, "LIBC_NOT_SUPPORTED", "libc", "none"},
+			{"musl", 922, "LIBC_NOT_SUPPORTED", "libc", "musl"},
+			{"packages of the distribution", 923, "DRIVER_PACKAGED", "packages", "libnvidia-compute-580"},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				_, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: test.ctid}, nil)
+				if reason, md := reasonOf(err); reason != test.reason || md[test.key] != test.value {
+					t.Errorf("got %v %v, want %s with %s", err, md, test.reason, test.value)
+				}
+				if left := w.files(test.ctid); len(left) != 0 {
+					t.Errorf("left behind: %q", left)
+				}
+			})
+		}
+	})
+	t.Run("broken off", func(t *testing.T) {
+		w.start(931, true)
+		half := func() bool {
+			_, _, code := w.n.Attach(931, "[ ! -e /usr/bin/nvidia-smi ] && [ $(ls /usr/lib/*/*.so."+loadedDriver+" | wc -l) = 3 ]")
+			return code == 0
+		}
+		for _, test := range []struct {
+			name string
+			stop func(cancel func())
+		}{
+			{"by its caller", func(cancel func()) { cancel() }},
+			{"by the agent's death", func(func()) {
+				w.n.SignalAgent(syscall.SIGKILL)
+				w.n.StartAgent()
+			}},
+			{"by the container's end", func(func()) {
+				w.n.Must("pct", "stop", "931")
+				w.n.Must("pct", "start", "931")
+			}},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				w.inContainer(t, 931, "echo hang >/etc/stand-in-installer")
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				ended := make(chan error, 1)
+				go func() {
+					_, err := w.install(ctx, &agentv1.InstallDriverRequest{Ctid: 931, Reinstall: true}, nil)
+					ended <- err
+				}()
+				sandboxtest.Eventually(t, "half of it is there", half)
+				test.stop(cancel)
+				if err := <-ended; err == nil {
+					t.Error("the installation ended well")
+				}
+				sandboxtest.Eventually(t, "the installer ends", func() bool {
+					_, _, code := w.n.Attach(931, "ps | grep -q '[n]vidia-installer.*--silent'")
+					return code != 0
+				})
+				if d := w.driver(t, 931); d.GetState() != typev1.DriverState_DRIVER_STATE_INCOMPLETE {
+					t.Errorf("half of it is there, and it is %v", d)
+				}
+				if test.name != "by the container's end" { // then nobody is left who could
+					sandboxtest.Eventually(t, "the temporary files go", func() bool {
+						_, _, code := w.n.Attach(931, "[ ! -e /var/lib/phoenix/driver/work ]")
+						return code == 0
+					})
+				}
+				r, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: 931}, nil)
+				if err != nil || !r.GetInstalled() || r.GetDriver().GetState() != typev1.DriverState_DRIVER_STATE_INSTALLED {
+					t.Errorf("repaired: %v, %v", r, err)
+				}
+				if out, _, _ := w.n.Attach(931, "ls -A /var/lib/phoenix/driver"); out != "lock\n" {
+					t.Errorf("left behind: %q", out)
+				}
+			})
+		}
+	})
+	t.Run("the installer fails", func(t *testing.T) {
+		for _, wrong := range []string{"fail", "half"} {
+			w.inContainer(t, 931, "echo "+wrong+" >/etc/stand-in-installer")
+			_, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: 931, Reinstall: true}, nil)
+			want := map[string]string{"fail": "ERROR: as /etc/stand-in-installer says", "half": "ERROR: half of it is there"}[wrong]
+			if reason, _ := reasonOf(err); reason != "DRIVER_INSTALL_FAILED" || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want DRIVER_INSTALL_FAILED with %q", wrong, err, want)
+			}
+			if out, _, _ := w.n.Attach(931, "ls -A /var/lib/phoenix/driver | sort | tr '\\n' ' '"); out != "lock unfinished.json " {
+				t.Errorf("%s: left behind: %q", wrong, out)
+			}
+		}
+		if r, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: 931}, nil); err != nil || !r.GetInstalled() {
+			t.Errorf("repaired: %v, %v", r, err)
+		}
+		w.inContainer(t, 931, "ln -sf libcuda.so.1 /usr/lib/*/libnvidia-cfg.so.1")
+		if d := w.driver(t, 931); d.GetState() != typev1.DriverState_DRIVER_STATE_INSTALLED {
+			t.Errorf("a link to a library of the same version: %v", d)
+		}
+		w.inContainer(t, 931, "rm /usr/lib/*/libcuda.so.1")
+		if d := w.driver(t, 931); d.GetState() != typev1.DriverState_DRIVER_STATE_INCOMPLETE || !slices.Equal(d.GetBrokenSonames(), []string{"libcuda.so.1", "libnvidia-cfg.so.1"}) {
+			t.Errorf("without libcuda.so.1: %v", d)
+		}
+	})
+	t.Run("not ours to remove", func(t *testing.T) {
+		w.inContainer(t, 931, "rm /usr/bin/nvidia-installer")
+		_, err := w.client.RemoveDriver(t.Context(), &agentv1.RemoveDriverRequest{Ctid: 931})
+		if reason, _ := reasonOf(err); reason != "DRIVER_NOT_REMOVABLE" {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("another instance", func(t *testing.T) {
+		_, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: 931, Instance: "another"}, nil)
+		if reason, _ := reasonOf(err); reason != "INSTANCE_CHANGED" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// inContainer runs a shell command in a container, which has to succeed.
+func (w *driverWorld) inContainer(t *testing.T, ctid int32, script string) {
+	t.Helper()
+	if _, stderr, code := w.n.Attach(ctid, script); code != 0 {
+		t.Fatalf("%s: exit status %d: %s", script, code, stderr)
+	}
 }

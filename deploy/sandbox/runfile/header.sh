@@ -13,5 +13,6 @@ if [ -z "$only" ] || [ -z "$target" ]; then echo "the stand-in only extracts: --
 if [ -e "$target" ]; then echo "The directory $target already exists." >&2; exit 1; fi
 mkdir -p "$target" || exit 1
 echo "Uncompressing NVIDIA Accelerated Graphics Driver for Linux-x86_64 @VERSION@"
+sleep @EXTRACT@
 tail -n +@LINES@ "$0" | gzip -dc | tar -x -f - -C "$target"
 exit

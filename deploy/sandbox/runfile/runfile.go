@@ -20,6 +20,7 @@ type Options struct {
 	Version string
 	Loaded  string // of the node's module, which its nvidia-smi then sees; empty: Version
 	GPUs    []GPU  // that its nvidia-smi lists where their device nodes are
+	Extract int    // seconds that its extraction takes
 	Padding int    // bytes that do not compress, for a download that takes its time
 }
 
@@ -61,7 +62,7 @@ func New(o Options) []byte {
 	if o.Loaded == "" {
 		o.Loaded = o.Version
 	}
-	values := strings.NewReplacer("@VERSION@", o.Version, "@LOADED@", o.Loaded, "@GPUS@", gpuLines(o.GPUs), "@OPTIONS@", options(o.Version))
+	values := strings.NewReplacer("@VERSION@", o.Version, "@LOADED@", o.Loaded, "@EXTRACT@", strconv.Itoa(o.Extract), "@GPUS@", gpuLines(o.GPUs), "@OPTIONS@", options(o.Version))
 	// The first nine lines of the real one are: what it is, the version, and seven more (nvidia-installer, parse_manifest).
 	add(".manifest", "NVIDIA Accelerated Graphics Driver for Linux-x86_64\n"+o.Version+"\nstand-in\n"+strings.Repeat("-\n", 6), 0o644)
 	add("nvidia-installer", values.Replace(installer), 0o755)
