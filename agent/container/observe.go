@@ -311,6 +311,9 @@ type ProbeDevice struct {
 	Instance *gpu.Instance
 }
 
+// Capability says whether it is a capability node of NVIDIA's driver, which nobody can write to.
+func (d ProbeDevice) Capability() bool { return strings.HasPrefix(d.Path, "/dev/nvidia-caps/") }
+
 // Devices returns the container and every NVIDIA device of the node and of its conf, by path.
 func (m *Manager) Devices(ctx context.Context, ctid int32) (Container, []ProbeDevice, error) {
 	gpus, err := m.GPUs.Scan(ctx)

@@ -68,7 +68,8 @@ var ErrNoSlot = errors.New("every devN from dev0 to dev255 is in use")
 // Entries that are right stay byte for byte, every other NVIDIA entry goes, whoever wrote it, and all other
 // lines stay. (An NVIDIA entry with a NUL in it hides the lines below it from LXC: with it gone they are in
 // force.) Setting the same again changes nothing; where an earlier Set on a conf without NVIDIA entries
-// wrote what is there, setting something else and then the first again brings back its bytes.
+// wrote what is there, setting something else, whatever and how often, and then the first again brings back its bytes:
+// for that Set gives the devN that it wrote other numbers where the conf changes.
 //
 // On an error f is as before: a [*GPUError], a [*NodeError], [ErrNoSlot], a [*CutOffError], a [*FolderError], or one
 // about the mode.
@@ -83,14 +84,16 @@ func Set(f *pveconf.File, inv Inventory, w Want, mode Mode) error {
 		return fmt.Errorf("GPUs cannot be given in mode %v", mode)
 	}
 	edited := pveconf.Parse(f.Bytes())
+	removed := false
 	for removeWrong(edited, inv, want, mode) > 0 {
+		removed = true
 		// A removed entry with a NUL hid the lines below it: in force now, they may cancel what was right before.
 	}
 	switch mode {
 	case ModeRaw:
 		err = addRaw(edited, inv, want)
 	case ModeNative:
-		err = addNative(edited, inv, want)
+		err = addNative(edited, inv, want, removed)
 	}
 	if err != nil {
 		return err
@@ -347,30 +350,69 @@ func insert(f *pveconf.File, nul int, added []addition) error {
 	return nil
 }
 
-// addNative adds the devN that are missing, at the lowest free numbers.
-func addNative(f *pveconf.File, inv Inventory, want []Node) error {
+// addNative adds the devN that are missing. Where the conf changes, those that Set wrote get the lowest free numbers in
+// the order of want, so that what a conf says does not depend on what it said in between.
+func addNative(f *pveconf.File, inv Inventory, want []Node, changed bool) error {
 	c := read(f, inv, want)
-	free := freeDevices(f)
+	free, pending := freeDevices(f), pendingKeys(f)
+	lines := map[string]int{} // by key
+	for _, e := range f.Properties() {
+		lines[e.Key]++
+	}
+	var place []Node           // what is to be written or may be moved
+	now := map[string]string{} // key of what may be moved, by path
 	for _, n := range want {
 		for _, m := range c.folders {
 			if strings.HasPrefix(n.Path, m.target+"/") {
 				return &FolderError{Path: n.Path, Folder: m.target}
 			}
 		}
-		if c.deviceOf(n) >= 0 {
+		i := c.deviceOf(n)
+		if i < 0 {
+			changed = true
+			place = append(place, n)
 			continue
 		}
-		if len(free) == 0 {
-			return ErrNoSlot
+		key := c.devices[i].key
+		if value, _ := f.Property(key); value == nativeValue(n) && lines[key] == 1 && slices.Contains(slots, key) && !slices.Contains(pending, key) {
+			now[n.Path] = key
+			free = append(free, key)
+			place = append(place, n)
 		}
-		// Proxmox's default mode 0660 would let only the container's root open the device.
-		if err := f.Set(free[0], n.Path+",mode=0666"); err != nil {
+	}
+	if !changed {
+		return nil
+	}
+	if len(free) < len(place) {
+		return ErrNoSlot
+	}
+	slices.SortFunc(free, func(a, b string) int { return cmp.Compare(slices.Index(slots, a), slices.Index(slots, b)) })
+	f.RemoveProperties(func(e pveconf.Entry) bool {
+		i := slices.IndexFunc(place, func(n Node) bool { return now[n.Path] == e.Key })
+		return i >= 0 && free[i] != e.Key
+	})
+	for i, n := range place {
+		if now[n.Path] == free[i] {
+			continue
+		}
+		if err := f.Set(free[i], nativeValue(n)); err != nil {
 			return err
 		}
-		free = free[1:]
 	}
 	return nil
 }
+
+// nativeValue is the value of a devN. Proxmox's default mode 0660 would let only the container's root open the device.
+func nativeValue(n Node) string { return n.Path + ",mode=0666" }
+
+// slots are the keys that Proxmox's schema knows, in their order.
+var slots = func() []string {
+	all := make([]string, 256)
+	for i := range all {
+		all[i] = "dev" + strconv.Itoa(i)
+	}
+	return all
+}()
 
 // freeDevices returns the devN that neither the main section nor [pve:pending], whose entries will move
 // there, says anything about.
@@ -382,13 +424,7 @@ func freeDevices(f *pveconf.File) []string {
 	for _, key := range pendingKeys(f) {
 		used[key] = true
 	}
-	var free []string
-	for i := range 256 {
-		if key := "dev" + strconv.Itoa(i); !used[key] {
-			free = append(free, key)
-		}
-	}
-	return free
+	return slices.DeleteFunc(slices.Clone(slots), func(key string) bool { return used[key] })
 }
 
 // pendingKeys returns the properties that [pve:pending] sets or deletes.

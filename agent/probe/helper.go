@@ -90,7 +90,11 @@ func open(d Device) Result {
 	}
 	// By the descriptor, so that it is the same file; another mount of /proc gives another or none,
 	// and then the numbers are not the ones seen above.
-	opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	access := unix.O_RDWR
+	if d.ReadOnly {
+		access = unix.O_RDONLY
+	}
+	opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), access|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return r.failed(err)
 	}

@@ -42,6 +42,8 @@ type Device struct {
 	Path  string `json:"path"`  // absolute, in the container
 	Major int    `json:"major"` // that it should have; -1: any
 	Minor int    `json:"minor"` // likewise
+	// ReadOnly opens it for reading only: a capability node of NVIDIA's driver has mode 0444.
+	ReadOnly bool `json:"read_only,omitempty"`
 }
 
 // A Result is what opening a device gave.

@@ -258,7 +258,7 @@ func (s *containerServer) Probe(ctx context.Context, req *agentv1.ProbeRequest) 
 	}
 	wanted := make([]probe.Device, len(devices))
 	for i, d := range devices {
-		wanted[i] = probe.Device{Path: d.Path, Major: d.Major, Minor: d.Minor}
+		wanted[i] = probe.Device{Path: d.Path, Major: d.Major, Minor: d.Minor, ReadOnly: d.Capability()}
 	}
 	results, err := s.node.Prober.Probe(ctx, req.GetCtid(), wanted)
 	if err != nil {
