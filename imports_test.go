@@ -19,7 +19,7 @@ var mayImport = map[string][]string{
 	"agent":      {"gen"}, // the root daemon can be reviewed alone
 	"controller": {"gen"},
 	"cli":        {"agent/confaudit", "agent/passthrough", "agent/pveconf", "controller", "gen"}, // a conf is a file: that needs no agent
-	"deploy":     {"agent/pveconf", "gen"},
+	"deploy":     {"agent/nvml", "agent/pveconf", "gen"},
 
 	// Pure packages decide and open no file: they see no generated type and no I/O package of ours.
 	"agent/pveconf":       {},
@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"agent/confaudit":     {"agent/passthrough", "agent/pveconf"},
 	"controller/fleet":    {},
 	"controller/observed": {},
+	"controller/doctor":   {},
 	"controller/plan":     {"controller/fleet", "controller/observed"},
 
 	// Only edges see generated types.

@@ -101,7 +101,7 @@ Exit status: 0 done, 1 failed, 2 misused. exec passes on the status of the comma
 	}{
 		{everyDay, []*cobra.Command{p.validateCommand(), p.planCommand(), p.applyCommand(), p.statusCommand(), p.runsCommand()}},
 		{"The nodes:", []*cobra.Command{p.nodesCommand(), p.devicesCommand(), p.containersCommand(), p.healthCommand()}},
-		{"One container:", []*cobra.Command{p.confCommand(), p.probeCommand(), p.restartCommand(), p.execCommand(), p.cpCommand()}},
+		{"One container:", []*cobra.Command{p.confCommand(), p.probeCommand(), p.doctorCommand(), p.restartCommand(), p.execCommand(), p.cpCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, cmd := range g.commands {

@@ -73,6 +73,7 @@ func newServer(api API, who string, options ...grpc.ServerOption) *Server {
 	controllerv1.RegisterNodeServiceServer(s.grpc, &nodeService{API: api})
 	controllerv1.RegisterContainerServiceServer(s.grpc, &containerService{API: api})
 	controllerv1.RegisterFileServiceServer(s.grpc, &fileService{API: api})
+	controllerv1.RegisterDoctorServiceServer(s.grpc, &doctorService{API: api})
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	for name := range s.grpc.GetServiceInfo() {

@@ -34,6 +34,7 @@ var services = []string{
 	"grpc.reflection.v1.ServerReflection",
 	"grpc.reflection.v1alpha.ServerReflection",
 	"phoenix.controller.v1.ContainerService",
+	"phoenix.controller.v1.DoctorService",
 	"phoenix.controller.v1.FileService",
 	"phoenix.controller.v1.FleetService",
 	"phoenix.controller.v1.NodeService",

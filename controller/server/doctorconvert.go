@@ -1,0 +1,178 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
+	typev1 "phoenix.internal/gen/phoenix/type/v1"
+
+	"phoenix.internal/controller/doctor"
+	"phoenix.internal/controller/engine"
+	"phoenix.internal/controller/fleet"
+)
+
+func doctorWish(f *fleet.Fleet, ctid int32) *doctor.Wish {
+	c := f.Container(ctid)
+	if c == nil {
+		return nil
+	}
+	w := &doctor.Wish{Name: c.Name, Node: c.Node, Mode: c.Mode, CloneFrom: c.CloneFrom}
+	for _, index := range c.GPUs {
+		w.GPUs = append(w.GPUs, doctor.Want{Text: fmt.Sprintf("GPU %d", index), Index: index})
+	}
+	return w
+}
+
+func doctorNode(name string, n *typev1.Node, d *typev1.NodeDevices) *doctor.Node {
+	out := &doctor.Node{
+		Name: name, Sandbox: engine.Sandbox(n.GetPveVersion()), Quorate: n.GetQuorate(), Loaded: d.GetDriverVersion(),
+		Shared: convert(d.GetSharedNodes(), doctorDeviceNode),
+	}
+	for _, g := range d.GetGpus() {
+		out.GPUs = append(out.GPUs, doctorGPU(g))
+	}
+	return out
+}
+
+func doctorGPU(g *typev1.Gpu) doctor.GPU {
+	out := doctor.GPU{
+		Index: int(g.GetIndex()), UUID: g.GetUuid(), PCI: g.GetPciAddress(), Minor: -1, Driver: doctorWord(g.GetDriver().String(), "GPU_DRIVER_"),
+		Nodes: convert(g.GetDeviceNodes(), doctorDeviceNode), MIG: g.GetMigEnabled(), CTIDs: g.GetCtids(),
+	}
+	if out.Driver == "vfio pci" {
+		out.Driver = "vfio-pci"
+	}
+	if g.Minor != nil {
+		out.Minor = int(g.GetMinor())
+	}
+	for _, m := range g.GetMigDevices() {
+		out.Devices = append(out.Devices, doctor.MIGDevice{
+			Instance: doctor.Instance{GI: int(m.GetGpuInstanceId()), CI: int(m.GetComputeInstanceId())},
+			UUID:     m.GetUuid(), Profile: m.GetProfile(), Nodes: convert(m.GetDeviceNodes(), doctorDeviceNode),
+		})
+	}
+	h := g.GetHealth()
+	out.Health.Fault = h.GetState() == typev1.GpuHealthState_GPU_HEALTH_STATE_FAULT
+	out.Health.Warning = h.GetState() == typev1.GpuHealthState_GPU_HEALTH_STATE_WARNING
+	errs := slices.Clone(h.GetErrors())
+	slices.SortStableFunc(errs, func(a, b *typev1.GpuError) int { return int(b.GetClass()) - int(a.GetClass()) })
+	for _, e := range errs {
+		out.Health.Errors = append(out.Health.Errors, doctor.XID{
+			Number: int(e.GetXid()), Class: doctorWord(e.GetClass().String(), "GPU_ERROR_CLASS_"), Message: e.GetMessage(), Advice: e.GetAdvice(),
+			CTID: e.GetCtid(),
+		})
+	}
+	return out
+}
+
+func doctorDeviceNode(n *typev1.DeviceNode) doctor.DeviceNode {
+	return doctor.DeviceNode{
+		Path: n.GetPath(), Major: int(n.GetMajor()), Minor: int(n.GetMinor()), Mode: int(n.GetMode()),
+		State: doctor.NodeState(doctorWord(n.GetState().String(), "DEVICE_NODE_STATE_")),
+	}
+}
+
+// doctorWord is the name of an enum's value as the doctor knows it: PROBE_OUTCOME_NOT_A_DEVICE is "not a device".
+func doctorWord(name, prefix string) string {
+	word := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, prefix), "_", " "))
+	if word == "unspecified" {
+		return ""
+	}
+	return word
+}
+
+func doctorContainer(c *typev1.Container) *doctor.Container {
+	out := &doctor.Container{
+		Node: c.GetNode(), Hostname: c.GetHostname(), State: doctorWord(c.GetState().String(), "CONTAINER_STATE_"), Lock: c.GetLock(),
+		Template: c.GetTemplate(), Unprivileged: c.GetUnprivileged(), Configured: doctorPassthrough(c.GetConfigured()),
+		RestartPending: c.GetRestartPending(),
+	}
+	if c.GetEffective() != nil {
+		e := doctorPassthrough(c.GetEffective())
+		out.Effective = &e
+	}
+	for _, p := range c.GetProblems() {
+		out.Problems = append(out.Problems, doctor.Problem{
+			Kind: strings.ToLower(strings.TrimPrefix(p.GetKind().String(), "PROBLEM_KIND_")), Message: p.GetMessage(), Line: int(p.GetLine()), Advice: p.GetAdvice(),
+		})
+	}
+	if a := c.GetApplied(); a != nil {
+		out.Applied = &doctor.Applied{Assignment: a.GetAssignment()}
+		for _, g := range a.GetGpus() {
+			out.Applied.GPUs = append(out.Applied.GPUs, doctor.AppliedGPU{
+				Index: int(g.GetIndex()), UUID: g.GetUuid(), PCI: g.GetPciAddress(), MIG: doctorInstance(g.GpuInstanceId, g.ComputeInstanceId),
+			})
+		}
+	}
+	return out
+}
+
+func doctorPassthrough(p *typev1.Passthrough) doctor.Passthrough {
+	var out doctor.Passthrough
+	for _, g := range p.GetGpus() {
+		out.GPUs = append(out.GPUs, doctor.Given{Index: int(g.GetIndex()), Minor: int(g.GetMinor()), MIG: doctorInstance(g.GpuInstanceId, g.ComputeInstanceId)})
+	}
+	if p.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED {
+		out.Mode = modeText(p.GetMode())
+	}
+	out.Devices = convert(p.GetDevices(), (*typev1.Device).GetPath)
+	return out
+}
+
+// doctorInstance is nil for a whole GPU. The CI of a GPU instance's own node is -1.
+func doctorInstance(gi, ci *int32) *doctor.Instance {
+	if gi == nil {
+		return nil
+	}
+	i := &doctor.Instance{GI: int(*gi), CI: -1}
+	if ci != nil {
+		i.CI = int(*ci)
+	}
+	return i
+}
+
+func doctorProbe(resp *agentv1.ProbeResponse, err error) *doctor.Probe {
+	if err != nil {
+		return &doctor.Probe{Err: err.Error()}
+	}
+	p := &doctor.Probe{}
+	for _, r := range resp.GetResults() {
+		p.Results = append(p.Results, doctor.Probed{
+			Path: r.GetPath(), GPU: int(r.GetGpuIndex()), MIG: doctorInstance(r.GpuInstanceId, r.ComputeInstanceId), Expected: r.GetExpected(),
+			Outcome: doctorWord(r.GetOutcome().String(), "PROBE_OUTCOME_"), Errno: r.GetErrno(), Major: int(r.GetMajor()), Minor: int(r.GetMinor()),
+		})
+	}
+	return p
+}
+
+var doctorStates = map[doctor.State]controllerv1.DoctorLinkState{
+	doctor.OK:            controllerv1.DoctorLinkState_DOCTOR_LINK_STATE_OK,
+	doctor.Broken:        controllerv1.DoctorLinkState_DOCTOR_LINK_STATE_BROKEN,
+	doctor.NotReached:    controllerv1.DoctorLinkState_DOCTOR_LINK_STATE_NOT_REACHED,
+	doctor.NotApplicable: controllerv1.DoctorLinkState_DOCTOR_LINK_STATE_NOT_APPLICABLE,
+	doctor.NotExamined:   controllerv1.DoctorLinkState_DOCTOR_LINK_STATE_NOT_EXAMINED,
+}
+
+func diagnosisProto(d doctor.Diagnosis) *controllerv1.Diagnosis {
+	_, broken := d.Cause()
+	return &controllerv1.Diagnosis{
+		Ctid: d.CTID, Name: d.Name, Node: d.Node, Healthy: !broken, Stopped: d.Stopped,
+		Links: convert(d.Links, func(l doctor.Link) *controllerv1.DoctorLink {
+			return &controllerv1.DoctorLink{Link: string(l.Kind), State: doctorStates[l.State], Proof: l.Proof}
+		}),
+		Findings: convert(d.Findings, doctorFindingProto),
+	}
+}
+
+func doctorFindingProto(f doctor.Finding) *controllerv1.DoctorFinding {
+	severity := controllerv1.Severity_SEVERITY_ERROR
+	if f.Severity == doctor.Warning {
+		severity = controllerv1.Severity_SEVERITY_WARNING
+	}
+	return &controllerv1.DoctorFinding{
+		Fault: string(f.Fault), Severity: severity, Link: string(f.Link), Message: f.Message, Proof: f.Proof, Remedy: f.Remedy,
+	}
+}
