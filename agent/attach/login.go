@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -27,10 +28,10 @@ const loginEnv = "PHOENIX_AS_LOGIN"
 func AsLogin() error {
 	if failed, again := os.LookupEnv(loginEnv); again {
 		os.Unsetenv(loginEnv)
-		return errors.Join(text(failed), irreversible())
+		return join(text(failed), irreversible())
 	}
 	runtime.LockOSThread() // to the end: executing needs it only if that fails, and then it does no harm
-	err := errors.Join(setLimits(), setScheduling(), setSignals())
+	err := join(setLimits(), setScheduling(), setSignals())
 	unix.Umask(0o022)
 	failed := ""
 	if err != nil {
@@ -38,7 +39,22 @@ func AsLogin() error {
 	}
 	path := program()
 	execErr := syscall.Exec(path, os.Args, append(os.Environ(), loginEnv+"="+failed))
-	return errors.Join(err, fmt.Errorf("execute %s again: %w", path, execErr))
+	return join(err, fmt.Errorf("execute %s again: %w", path, execErr))
+}
+
+// join is errors.Join for a log: the text is one line.
+func join(errs ...error) error {
+	var joined error
+	for _, err := range errs {
+		switch {
+		case err == nil:
+		case joined == nil:
+			joined = err
+		default:
+			joined = fmt.Errorf("%w; %w", joined, err)
+		}
+	}
+	return joined
 }
 
 // program returns a path of the running program, of its own if it still has it: the process is named for it.
@@ -79,10 +95,10 @@ func setLimits() error {
 			limit.Cur = min(1024, limit.Max)
 		}
 		if err := setLimit(resource, limit); err != nil {
-			failures = append(failures, fmt.Errorf("set limit %s: %w", name, err))
+			failures = append(failures, fmt.Errorf("limit %s: %w", name, err))
 		}
 	}
-	return errors.Join(failures...)
+	return join(failures...)
 }
 
 func setLimit(resource int, limit unix.Rlimit) error {
@@ -91,12 +107,22 @@ func setLimit(resource int, limit unix.Rlimit) error {
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	// Without CAP_SYS_RESOURCE a hard limit can only be lowered.
+	// Without CAP_SYS_RESOURCE a hard limit can only be lowered, and this one is lower already.
 	var own unix.Rlimit
-	if getErr := unix.Prlimit(0, resource, nil, &own); getErr != nil {
-		return errors.Join(err, getErr)
+	if err := unix.Prlimit(0, resource, nil, &own); err != nil {
+		return err
 	}
-	return errors.Join(err, syscall.Setrlimit(resource, &syscall.Rlimit{Cur: min(limit.Cur, own.Max), Max: min(limit.Max, own.Max)}))
+	if err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: min(limit.Cur, own.Max), Max: min(limit.Max, own.Max)}); err != nil {
+		return err
+	}
+	return fmt.Errorf("it stays at most %s, PID 1 has %s, and raising it takes CAP_SYS_RESOURCE", limitText(own.Max), limitText(limit.Max))
+}
+
+func limitText(v uint64) string {
+	if v == unix.RLIM_INFINITY {
+		return "unlimited"
+	}
+	return strconv.FormatUint(v, 10)
 }
 
 func setScheduling() error {
@@ -116,7 +142,7 @@ func setScheduling() error {
 	if err := unix.SchedSetaffinity(0, &every); err != nil {
 		failures = append(failures, fmt.Errorf("run on every CPU: %w", err))
 	}
-	return errors.Join(failures...)
+	return join(failures...)
 }
 
 func setSignals() error {
@@ -151,5 +177,5 @@ func irreversible() error {
 	if init, err := os.ReadFile("/proc/1/status"); err == nil && !bytes.Contains(init, []byte("\nCapBnd:\t"+all["CapBnd"]+"\n")) {
 		failures = append(failures, fmt.Errorf("the capability bounding set is reduced to %s: commands in containers will have no more", all["CapBnd"]))
 	}
-	return errors.Join(failures...)
+	return join(failures...)
 }

@@ -121,6 +121,35 @@ func TestLikeALoginShell(t *testing.T) {
 	})
 }
 
+// What an agent cannot have of a login, commands will not have either, and somebody should know: once, and only then.
+func TestAsLoginTellsWhatIsLost(t *testing.T) {
+	lxctest.Require(t)
+	for _, tool := range []string{"unshare", "setpriv", "prlimit"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("the weak agents of this test are made by %s", tool)
+		}
+	}
+	helper := newHelper(t)
+	const weak = "setpriv --bounding-set -sys_resource "
+	for _, test := range []struct{ name, around, before, want string }{
+		{"weak, but everything can be lowered", weak, "prlimit --memlock=4096:8192 --core=0:65536 ", ""},
+		{"weak, and limits are lower already", weak, "prlimit --memlock=2048:4096 --core=0:4096 ",
+			"limit core: it stays at most 4096, PID 1 has 65536, and raising it takes CAP_SYS_RESOURCE; " +
+				"limit memlock: it stays at most 4096, PID 1 has 8192, and raising it takes CAP_SYS_RESOURCE\n"},
+		{"no_new_privs", "", "setpriv --no-new-privs ", "no_new_privs is set: set-user-ID programs will not work in commands in containers\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			// PID 1 of the new namespace is a shell with these limits.
+			script := test.before + helper + " login; exit $?"
+			cmd := exec.Command("sh", "-c", "prlimit --memlock=8192:8192 --core=65536:65536 "+test.around+`unshare --pid --fork --mount-proc sh -c "$1"`, "sh", script)
+			out, err := cmd.CombinedOutput()
+			if err != nil || string(out) != test.want {
+				t.Errorf("%v, it says %q, want %q", err, out, test.want)
+			}
+		})
+	}
+}
+
 func limitText(v uint64) string {
 	if v == unix.RLIM_INFINITY {
 		return "unlimited"

@@ -26,6 +26,11 @@ func main() {
 		produce(os.Args[2:])
 	case "agent":
 		os.Exit(agent(os.Args[2:]))
+	case "login":
+		if err := attach.AsLogin(); err != nil {
+			fmt.Println(err)
+		}
+		os.Exit(0)
 	}
 	os.Exit(99)
 }
