@@ -17,6 +17,7 @@ const maxParallel = 64
 type applyOptions struct {
 	ctids          ctidSet
 	start, verify  bool
+	acceptMoved    bool
 	restartTimeout time.Duration
 	parallel       int32
 }
@@ -51,6 +52,7 @@ Exit status: 0 if every container is as it should be; else 1.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.start, "start", false, "start stopped containers that have GPUs assigned")
 	f.BoolVar(&o.verify, "verify", false, "verify the devices also where nothing has changed")
+	f.BoolVar(&o.acceptMoved, "accept-moved", false, acceptMovedUsage)
 	f.DurationVar(&o.restartTimeout, "restart-timeout", defaultShutdown, "time for each graceful shutdown, at most 10m; then it is killed")
 	f.Int32Var(&o.parallel, "parallel", 4, "work on `N` containers of a node at once, at most 64")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -67,7 +69,7 @@ func apply(ctx context.Context, s *session, o applyOptions) error {
 	stream, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	r, err := controllerv1.NewRunServiceClient(s.conn).Apply(stream, &controllerv1.ApplyRequest{
-		Ctids: o.ctids, Start: o.start, Verify: o.verify,
+		Ctids: o.ctids, Start: o.start, Verify: o.verify, AcceptMoved: o.acceptMoved,
 		RestartTimeout: durationpb.New(o.restartTimeout), ParallelPerNode: o.parallel,
 	})
 	if err != nil {

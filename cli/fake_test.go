@@ -2,11 +2,14 @@ package cli_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -400,7 +403,7 @@ func (f *fake) ValidateFleet(_ context.Context, r *controllerv1.ValidateFleetReq
 func (f *fake) GetStatus(_ context.Context, r *controllerv1.GetStatusRequest) (*controllerv1.GetStatusResponse, error) {
 	cs := fleetContainers()
 	want := func(ctid int32, name string, indexes ...int32) *controllerv1.FleetContainer {
-		return &controllerv1.FleetContainer{Ctid: ctid, Name: name, GpuIndexes: indexes, Mode: raw}
+		return &controllerv1.FleetContainer{Ctid: ctid, Name: name, GpuAssignment: cmp.Or(joined(indexes), "none"), Mode: raw}
 	}
 	answer := &controllerv1.GetStatusResponse{Unreachable: f.unreachable, Containers: []*controllerv1.ContainerStatus{
 		{Desired: want(900, "Copy-Base"), Observed: cs[0], State: controllerv1.SyncState_SYNC_STATE_IN_SYNC},
@@ -412,7 +415,7 @@ func (f *fake) GetStatus(_ context.Context, r *controllerv1.GetStatusRequest) (*
 				Drift: []string{"configured GPUs 0, desired 0,1", "a restart is pending"}, Probe: probeResults(true)},
 			&controllerv1.ContainerStatus{Desired: want(911, "Copy-New", 1), State: controllerv1.SyncState_SYNC_STATE_MISSING,
 				Drift: []string{"no node has it"}},
-			&controllerv1.ContainerStatus{Desired: &controllerv1.FleetContainer{Ctid: 913, Name: "far", Node: "pve3"},
+			&controllerv1.ContainerStatus{Desired: &controllerv1.FleetContainer{Ctid: 913, Name: "far", Node: "pve3", GpuAssignment: "none"},
 				State: controllerv1.SyncState_SYNC_STATE_UNKNOWN},
 			&controllerv1.ContainerStatus{Desired: want(914, "busy", 1), Observed: cs[1], State: controllerv1.SyncState_SYNC_STATE_IN_PROGRESS,
 				ProbeError: "it is being restarted", Run: "20261123T150000-1"})
@@ -424,6 +427,18 @@ func (f *fake) GetStatus(_ context.Context, r *controllerv1.GetStatusRequest) (*
 	return answer, f.got(r)
 }
 
+func joined(indexes []int32) string {
+	return strings.ReplaceAll(strings.Trim(fmt.Sprint(indexes), "[]"), " ", ",")
+}
+
+// assignedTo are GPUs with these indexes.
+func assignedTo(indexes ...int32) (gpus []*controllerv1.AssignedGpu) {
+	for _, i := range indexes {
+		gpus = append(gpus, &controllerv1.AssignedGpu{Index: i})
+	}
+	return gpus
+}
+
 func step(kind controllerv1.StepKind, reason string) *controllerv1.PlannedStep {
 	return &controllerv1.PlannedStep{Kind: kind, Reason: reason}
 }
@@ -431,7 +446,7 @@ func step(kind controllerv1.StepKind, reason string) *controllerv1.PlannedStep {
 func (f *fake) Plan(_ context.Context, r *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
 	plan := &controllerv1.Plan{FleetSha256: "abc", Unreachable: f.unreachable, Containers: []*controllerv1.ContainerPlan{
 		{Ctid: 900, Name: "Copy-Base", Node: "pve1"},
-		{Ctid: 901, Name: "Copy-Cuda12.8", Node: "pve1", ConfiguredGpuIndexes: []int32{-1, 1}, DesiredGpuIndexes: []int32{0, 1}, After: []int32{900},
+		{Ctid: 901, Name: "Copy-Cuda12.8", Node: "pve1", ConfiguredGpus: assignedTo(-1, 1), DesiredGpus: assignedTo(0, 1), GpuAssignment: "0,1", After: []int32{900},
 			Steps: []*controllerv1.PlannedStep{
 				step(controllerv1.StepKind_STEP_KIND_CHECK_DEVICES, "GPUs 0, 1 on node pve1"),
 				step(controllerv1.StepKind_STEP_KIND_PATCH_CONF, "add GPU 0"),
@@ -444,7 +459,7 @@ func (f *fake) Plan(_ context.Context, r *controllerv1.PlanRequest) (*controller
 	if !f.plain {
 		plan.Warnings = []string{"fleet.json:9:5: unknown key \"nmae\""}
 		plan.Containers = append(plan.Containers, &controllerv1.ContainerPlan{Ctid: 910, Name: "Copy-VLLM", Node: "pve1",
-			DesiredGpuIndexes: []int32{3}, Errors: []string{"node pve1 has no GPU 3; it has 0, 1"}})
+			GpuAssignment: "3", Errors: []string{"node pve1 has no GPU 3; it has 0, 1"}})
 	}
 	return &controllerv1.PlanResponse{Plan: plan}, f.got(r)
 }

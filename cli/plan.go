@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +15,7 @@ import (
 type planOptions struct {
 	ctids         ctidSet
 	start, verify bool
+	acceptMoved   bool
 }
 
 func (p *Program) planCommand() *cobra.Command {
@@ -36,14 +36,17 @@ Exit status: 0, also if there is something to do; 1 if a container cannot be pla
 	o.ctids.flag(cmd.Flags())
 	cmd.Flags().BoolVar(&o.start, "start", false, "start stopped containers that have GPUs assigned")
 	cmd.Flags().BoolVar(&o.verify, "verify", false, "verify the devices also where nothing has changed")
+	cmd.Flags().BoolVar(&o.acceptMoved, "accept-moved", false, acceptMovedUsage)
 	return cmd
 }
+
+const acceptMovedUsage = "take each index for the GPU that it means now, also if it was another one when it was last applied"
 
 func planFleet(ctx context.Context, s *session, o planOptions) error {
 	ctx, cancel := s.call(ctx)
 	defer cancel()
 	r, err := controllerv1.NewRunServiceClient(s.conn).Plan(ctx, &controllerv1.PlanRequest{
-		Ctids: o.ctids, Start: o.start, Verify: o.verify,
+		Ctids: o.ctids, Start: o.start, Verify: o.verify, AcceptMoved: o.acceptMoved,
 	})
 	if err != nil {
 		return fmt.Errorf("plan: %w", err)
@@ -102,6 +105,7 @@ func writePlan(s *session, plan *controllerv1.Plan) error {
 func changes(step *controllerv1.PlannedStep) bool {
 	switch step.GetKind() {
 	case controllerv1.StepKind_STEP_KIND_CHECK_DEVICES, controllerv1.StepKind_STEP_KIND_VERIFY_DEVICES,
+		controllerv1.StepKind_STEP_KIND_INSTALL_DRIVER, controllerv1.StepKind_STEP_KIND_VERIFY_DRIVER,
 		controllerv1.StepKind_STEP_KIND_FEATURE, controllerv1.StepKind_STEP_KIND_HEALTH_CHECK:
 		return false
 	}
@@ -138,26 +142,15 @@ func writeContainerPlan(s *session, c *controllerv1.ContainerPlan) error {
 }
 
 func gpuChange(s *session, c *controllerv1.ContainerPlan) string {
-	name := func(ns []int32) string {
-		var t []string
-		for _, n := range ns {
-			if n < 0 {
-				t = append(t, "?")
-			} else {
-				t = append(t, fmt.Sprint(n))
-			}
-		}
-		if len(t) == 0 {
-			return "none"
-		}
-		return strings.Join(t, ",")
+	was, is := assignedGPUs(c.GetConfiguredGpus()), assignedGPUs(c.GetDesiredGpus())
+	if len(c.GetErrors()) > 0 {
+		is = c.GetGpuAssignment() // what it comes to may not be known
 	}
-	was, is := name(c.GetConfiguredGpuIndexes()), name(c.GetDesiredGpuIndexes())
 	if was == is {
 		return gpuText(is)
 	}
 	noun := "GPUs"
-	if len(c.GetConfiguredGpuIndexes()) == 1 && len(c.GetDesiredGpuIndexes()) == 1 {
+	if len(c.GetConfiguredGpus()) == 1 && len(c.GetDesiredGpus()) == 1 {
 		noun = "GPU"
 	}
 	return fmt.Sprintf("%s %s -> %s", noun, s.paint.Text(output.Bad, was), s.paint.Text(output.Good, is))

@@ -87,7 +87,7 @@ func writeStatus(s *session, r *controllerv1.GetStatusResponse) error {
 			node = c.GetDesired().GetNode()
 		}
 		t.Row(strconv.Itoa(int(c.GetDesired().GetCtid())), c.GetDesired().GetName(), node, syncState(c),
-			desired(c.GetDesired()), configured(c.GetObserved()), running(c.GetObserved()), probed(c))
+			desired(c), configured(c.GetObserved()), running(c.GetObserved()), probed(c))
 	}
 	if err := t.Write(s.out); err != nil {
 		return err
@@ -151,11 +151,16 @@ func syncState(c *controllerv1.ContainerStatus) output.Cell {
 
 // desired, configured and running show GPUs with the mode, "none" for no GPU, and nothing if there is nothing to say.
 
-func desired(f *controllerv1.FleetContainer) string {
-	if len(f.GetGpuIndexes()) == 0 {
-		return "none"
+func desired(c *controllerv1.ContainerStatus) string {
+	assignment := c.GetDesired().GetGpuAssignment()
+	if assignment == "none" {
+		return assignment
 	}
-	return joinInts(f.GetGpuIndexes()) + " " + word(f.GetMode())
+	text := shortUUIDs(assignment)
+	if is := assignedGPUs(c.GetDesiredGpus()); is != assignment && len(c.GetDesiredGpus()) > 0 {
+		text += " (" + is + ")"
+	}
+	return text + " " + word(c.GetDesired().GetMode())
 }
 
 func configured(c *typev1.Container) string {

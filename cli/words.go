@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"phoenix.internal/cli/output"
+	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
 
@@ -43,18 +45,55 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// gpus returns the GPUs of a passthrough by index, "?" for one whose GPU is gone; empty if there are none.
+// gpus returns the GPUs of a passthrough by index, "?" for one whose GPU is gone, and a MIG device behind the index of its
+// GPU by what is known of it: "0:MIG-5b1f4c8e". Empty if there are none.
 func gpus(p *typev1.Passthrough) string {
 	var s []string
 	for _, g := range p.GetGpus() {
-		if g.GetIndex() < 0 {
+		switch {
+		case g.GetIndex() < 0:
 			s = append(s, fmt.Sprintf("?(minor %d)", g.GetMinor()))
-		} else {
+		case g.GpuInstanceId == nil:
 			s = append(s, strconv.Itoa(int(g.GetIndex())))
+		case g.GetMigUuid() == "":
+			s = append(s, fmt.Sprintf("%d:instance %d/%d", g.GetIndex(), g.GetGpuInstanceId(), g.GetComputeInstanceId()))
+		default:
+			s = append(s, fmt.Sprintf("%d:%s", g.GetIndex(), shortUUIDs(g.GetMigUuid())))
 		}
 	}
 	return strings.Join(s, ",")
 }
+
+// assignedGPUs returns GPUs as gpus does, MIG devices by index and profile: "0,1:2 (1g.10gb)"; "none" if there are none.
+func assignedGPUs(gpus []*controllerv1.AssignedGpu) string {
+	var s []string
+	for _, g := range gpus {
+		text := strconv.Itoa(int(g.GetIndex()))
+		mig := g.GetMig()
+		switch {
+		case g.GetIndex() < 0:
+			text = "?"
+		case mig == nil:
+		case mig.GetIndex() < 0:
+			text += fmt.Sprintf(":instance %d/%d", mig.GetGpuInstanceId(), mig.GetComputeInstanceId())
+		default:
+			text += fmt.Sprintf(":%d", mig.GetIndex())
+		}
+		if mig.GetProfile() != "" {
+			text += " (" + mig.GetProfile() + ")"
+		}
+		s = append(s, text)
+	}
+	if len(s) == 0 {
+		return "none"
+	}
+	return strings.Join(s, ",")
+}
+
+var uuids = regexp.MustCompile(`((?:GPU|MIG)-[0-9a-f]{8})-[0-9a-f-]+`)
+
+// shortUUIDs cuts the UUIDs in a text to what tells them apart on one node.
+func shortUUIDs(s string) string { return uuids.ReplaceAllString(s, "$1") }
 
 // gpuText names GPUs that [gpus] has listed: "no GPU", "GPU 0", "GPUs 0,1".
 func gpuText(list string) string {

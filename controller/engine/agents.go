@@ -19,7 +19,7 @@ type Agents interface {
 type Agent interface {
 	PVEVersion(ctx context.Context) (string, error)
 	Container(ctx context.Context, ctid int32) (observed.Container, error)
-	Prepare(ctx context.Context, gpus []int) (created []string, err error)
+	Prepare(ctx context.Context, gpus []observed.Ref, capabilities []string) (created []string, err error)
 	Patch(ctx context.Context, p node.Patch) (node.Patched, error)
 	Restart(ctx context.Context, r node.Restart, progress func(phase, message string)) (observed.Container, error)
 	Probe(ctx context.Context, ctid int32, instance string) (results []node.Probed, probed string, err error)

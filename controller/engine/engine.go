@@ -44,6 +44,7 @@ type Request struct {
 	CTIDs           []int32       // empty: all of the fleet file
 	Start           bool          // start stopped containers that have an assignment
 	Verify          bool          // verify devices also where nothing has changed
+	AcceptMoved     bool          // take indexes for the GPUs that they mean now
 	RestartTimeout  time.Duration // for each graceful shutdown; 0: DefaultRestartTimeout
 	ParallelPerNode int           // containers worked on at once per node; 0: DefaultParallelPerNode
 	Who             string        // identity of the caller
@@ -165,7 +166,7 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Planned, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := e.compute(f, o, plan.Options{CTIDs: req.CTIDs, Start: req.Start, Verify: req.Verify})
+	p, err := e.compute(f, o, plan.Options{CTIDs: req.CTIDs, Start: req.Start, Verify: req.Verify, AcceptMoved: req.AcceptMoved})
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +238,7 @@ func (e *Engine) begin(ctx context.Context, r *run, findings []fleet.Finding) (*
 		return nil, err
 	}
 	opts := r.record.Options
-	p, err := e.compute(r.fleet, o, plan.Options{CTIDs: opts.CTIDs, Start: opts.Start, Verify: opts.Verify})
+	p, err := e.compute(r.fleet, o, plan.Options{CTIDs: opts.CTIDs, Start: opts.Start, Verify: opts.Verify, AcceptMoved: opts.AcceptMoved})
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +284,7 @@ func warnings(findings []fleet.Finding, p *plan.Plan) []string {
 // options checks a request and fills in its defaults.
 func options(req Request) (store.Options, error) {
 	o := store.Options{
-		CTIDs: slices.Compact(slices.Sorted(slices.Values(req.CTIDs))), Start: req.Start, Verify: req.Verify,
+		CTIDs: slices.Compact(slices.Sorted(slices.Values(req.CTIDs))), Start: req.Start, Verify: req.Verify, AcceptMoved: req.AcceptMoved,
 		RestartTimeout: req.RestartTimeout, ParallelPerNode: req.ParallelPerNode,
 	}
 	switch {

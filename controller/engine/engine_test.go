@@ -181,13 +181,13 @@ func TestFailure01RestartFollowsEffectiveState(t *testing.T) {
 			if call == "pve1 patch 901 [0]" {
 				f.mu.Lock()
 				defer f.mu.Unlock()
-				c.configure([]int{0}, observed.ModeRaw) // the other one was faster
+				c.configure(refs(0), observed.ModeRaw) // the other one was faster
 			}
 			return nil
 		}
 		b.want(b.apply(engine.Request{}), "succeeded",
 			"901 succeeded: check unchanged, patch unchanged, restart succeeded, verify succeeded")
-		if c.starts != 2 || !slices.Equal(c.Effective.GPUs, []int{0}) {
+		if c.starts != 2 || !observed.Equal(c.Effective.GPUs, refs(0)) {
 			t.Errorf("started %d times, has GPUs %v; want 2 and [0]", c.starts, c.Effective.GPUs)
 		}
 	})
@@ -204,13 +204,13 @@ func TestFailure01PatchedUnderOurHands(t *testing.T) {
 			if others++; others == 1 {
 				f.mu.Lock()
 				defer f.mu.Unlock()
-				c.configure([]int{1}, observed.ModeRaw)
+				c.configure(refs(1), observed.ModeRaw)
 			}
 		}
 		b.want(b.apply(engine.Request{}), "succeeded",
 			"901 succeeded: check unchanged, patch succeeded, restart succeeded, verify succeeded")
 		b.wantActs("pve1 prepare [0]", "pve1 patch 901 [0]", "pve1 patch 901 [0]", "pve1 restart 901", "pve1 probe 901")
-		if !slices.Equal(c.Effective.GPUs, []int{0}) {
+		if !observed.Equal(c.Effective.GPUs, refs(0)) {
 			t.Errorf("has GPUs %v; want [0]", c.Effective.GPUs)
 		}
 	})
@@ -391,7 +391,7 @@ func TestRestartNoLongerNeeded(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFake("pve1")
 		c := f.add("pve1", 901, true)
-		c.configure([]int{0}, observed.ModeRaw)
+		c.configure(refs(0), observed.ModeRaw)
 		b := newBench(t, f, `{"901": {"gpu_assignment": "0"}}`)
 		f.before = func(call string) error {
 			if call == "pve1 prepare [0]" {
@@ -413,7 +413,7 @@ func TestStopped(t *testing.T) {
 		b := newBench(t, f, `{"901": {"gpu_assignment": "0"}}`)
 		b.want(b.apply(engine.Request{}), "succeeded", "901 succeeded: check unchanged, patch succeeded")
 		b.want(b.apply(engine.Request{Start: true}), "succeeded", "901 succeeded: check unchanged, restart succeeded, verify succeeded")
-		if c.State != observed.StateRunning || !slices.Equal(c.Effective.GPUs, []int{0}) {
+		if c.State != observed.StateRunning || !observed.Equal(c.Effective.GPUs, refs(0)) {
 			t.Errorf("it is %s with %+v", c.State, c.Effective)
 		}
 	})
@@ -954,33 +954,43 @@ func TestJudge(t *testing.T) {
 	gpu := func(n int, o node.Outcome) node.Probed {
 		return node.Probed{Path: fmt.Sprintf("/dev/nvidia%d", n), GPU: n, Outcome: o, Errno: "E", Message: "m"}
 	}
+	capability := func(gi, ci int, o node.Outcome) node.Probed {
+		return node.Probed{Path: fmt.Sprintf("nvidia-cap %d/%d", gi, ci), IsMIG: true, GPUInstance: gi, ComputeInstance: ci, Outcome: o}
+	}
+	mig := []observed.Ref{{Index: 0, IsMIG: true, MIG: observed.MIGDevice{UUID: "MIG-1", GPUInstance: 1, ComputeInstance: 0}}}
 	tests := []struct {
 		name    string
 		results []node.Probed
-		desired []int
+		desired []observed.Ref
 		want    []string
 	}{
-		{"as assigned", append(shared, gpu(0, node.Absent), gpu(1, node.Opened)), []int{1}, nil},
-		{"refused in any way", append(shared, gpu(0, node.Denied), gpu(1, node.Opened), gpu(2, node.NotADevice), gpu(3, node.NoPermission)), []int{1}, nil},
-		{"no proof of a refusal", append(shared, gpu(0, node.TimedOut), gpu(1, node.Opened)), []int{1},
+		{"as assigned", append(shared, gpu(0, node.Absent), gpu(1, node.Opened)), refs(1), nil},
+		{"refused in any way", append(shared, gpu(0, node.Denied), gpu(1, node.Opened), gpu(2, node.NotADevice), gpu(3, node.NoPermission)), refs(1), nil},
+		{"no proof of a refusal", append(shared, gpu(0, node.TimedOut), gpu(1, node.Opened)), refs(1),
 			[]string{"not assigned, but not closed inside: /dev/nvidia0: timeout (E): m"}},
 		{"no driver is no refusal", append(shared, gpu(0, node.NoDriver)), nil,
 			[]string{"not assigned, but not closed inside: /dev/nvidia0: no driver (E): m"}},
 		{"nothing assigned, nothing there", []node.Probed{gpu(0, node.Absent)}, nil, nil},
-		{"not probed", []node.Probed{shared[2]}, []int{1}, []string{
+		{"not probed", []node.Probed{shared[2]}, refs(1), []string{
 			"/dev/nvidia-uvm was not probed: the node does not know it; look at phoenix-cli devices",
 			"/dev/nvidia-uvm-tools was not probed: the node does not know it; look at phoenix-cli devices",
 			"GPU 1 was not probed: the node has no device for it; look at phoenix-cli devices",
 		}},
 		{"the conf gives a device that no use needs", append(shared, gpu(1, node.Opened),
-			node.Probed{Path: "/dev/nvidia-modeset", GPU: -1, Expected: true, Outcome: node.Denied}), []int{1}, []string{"/dev/nvidia-modeset: denied"}},
+			node.Probed{Path: "/dev/nvidia-modeset", GPU: -1, Expected: true, Outcome: node.Denied}), refs(1), []string{"/dev/nvidia-modeset: denied"}},
 		{"DRM nodes and capabilities that nobody asked for", append(shared, gpu(1, node.Opened),
 			node.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: node.Absent},
-			node.Probed{Path: "/dev/nvidia-caps/nvidia-cap21", GPU: 1, Outcome: node.Absent}), []int{1}, nil},
+			node.Probed{Path: "/dev/nvidia-caps/nvidia-cap21", GPU: 1, IsMIG: true, GPUInstance: 1, ComputeInstance: -1, Outcome: node.Absent}), refs(1), nil},
 		{"DRM nodes that the conf gives", append(shared, gpu(1, node.Opened),
-			node.Probed{Path: "/dev/dri/card1", GPU: 1, Expected: true, Outcome: node.Denied}), []int{1}, []string{"/dev/dri/card1: denied"}},
-		{"a DRM node is not the GPU", append(shared, node.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: node.Absent}), []int{1},
+			node.Probed{Path: "/dev/dri/card1", GPU: 1, Expected: true, Outcome: node.Denied}), refs(1), []string{"/dev/dri/card1: denied"}},
+		{"a DRM node is not the GPU", append(shared, node.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: node.Absent}), refs(1),
 			[]string{"GPU 1 was not probed: the node has no device for it; look at phoenix-cli devices"}},
+		{"a MIG device, and no other of its GPU", append(shared, gpu(0, node.Opened), capability(1, -1, node.Opened), capability(1, 0, node.Opened),
+			capability(1, 1, node.Absent), capability(2, -1, node.Absent), capability(2, 0, node.Absent)), mig, nil},
+		{"a MIG device whose GPU instance is closed", append(shared, gpu(0, node.Opened), capability(1, -1, node.Denied), capability(1, 0, node.Opened)),
+			mig, []string{"nvidia-cap 1/-1: denied"}},
+		{"another MIG device of the same GPU", append(shared, gpu(0, node.Opened), capability(1, -1, node.Opened), capability(1, 0, node.Opened),
+			capability(2, 0, node.Opened)), mig, []string{"not assigned, but not closed inside: nvidia-cap 2/0: opened"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

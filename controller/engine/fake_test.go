@@ -64,7 +64,7 @@ func newFake(nodes ...string) *fakeFleet {
 func (f *fakeFleet) add(name string, ctid int32, running bool, gpus ...int) *fakeContainer {
 	c := &fakeContainer{markers: map[string]string{}, leak: map[int]bool{}}
 	c.CTID, c.State, c.Unprivileged = ctid, observed.StateStopped, true
-	c.configure(gpus, observed.ModeRaw)
+	c.configure(refs(gpus...), observed.ModeRaw)
 	f.nodes[name].containers[ctid] = c
 	if running {
 		c.startNow()
@@ -72,13 +72,21 @@ func (f *fakeFleet) add(name string, ctid int32, running bool, gpus ...int) *fak
 	return c
 }
 
-func (c *fakeContainer) configure(gpus []int, mode observed.Mode) {
+// refs are the GPUs with these indexes.
+func refs(indexes ...int) (all []observed.Ref) {
+	for _, i := range indexes {
+		all = append(all, observed.Ref{Index: i})
+	}
+	return all
+}
+
+func (c *fakeContainer) configure(gpus []observed.Ref, mode observed.Mode) {
 	c.Configured = observed.Passthrough{GPUs: slices.Clone(gpus)}
 	if len(gpus) > 0 {
 		c.Configured.Mode = mode
 		c.Configured.Devices = []string{"/dev/nvidiactl"}
 	}
-	c.Digest = fmt.Sprintf("digest of %v %s", gpus, mode)
+	c.Digest = fmt.Sprintf("digest of %v %s", observed.Indexes(gpus), mode)
 	c.pending()
 }
 
@@ -97,7 +105,7 @@ func (c *fakeContainer) stopNow() {
 }
 
 func (c *fakeContainer) pending() {
-	c.RestartPending = c.Effective != nil && (!slices.Equal(c.Effective.GPUs, c.Configured.GPUs) || c.Effective.Mode != c.Configured.Mode)
+	c.RestartPending = c.Effective != nil && (!observed.Equal(c.Effective.GPUs, c.Configured.GPUs) || c.Effective.Mode != c.Configured.Mode)
 }
 
 func (f *fakeFleet) Observe(context.Context) *observed.Fleet {
@@ -198,12 +206,12 @@ func (n *fakeNode) Container(_ context.Context, ctid int32) (got observed.Contai
 	return got, err
 }
 
-func (n *fakeNode) Prepare(_ context.Context, gpus []int) ([]string, error) {
-	return nil, n.act("prepare %v", gpus)
+func (n *fakeNode) Prepare(_ context.Context, gpus []observed.Ref, _ []string) ([]string, error) {
+	return nil, n.act("prepare %v", observed.Indexes(gpus))
 }
 
 func (n *fakeNode) Patch(_ context.Context, p node.Patch) (done node.Patched, err error) {
-	if err := n.act("patch %d %v", p.CTID, p.GPUs); err != nil {
+	if err := n.act("patch %d %v", p.CTID, observed.Indexes(p.GPUs)); err != nil {
 		return done, err
 	}
 	err = n.with(p.CTID, func(c *fakeContainer) error {
@@ -216,7 +224,7 @@ func (n *fakeNode) Patch(_ context.Context, p node.Patch) (done node.Patched, er
 		return nil
 	})
 	if n.fleet.after != nil {
-		n.fleet.after(fmt.Sprintf("%s patch %d %v", n.name, p.CTID, p.GPUs))
+		n.fleet.after(fmt.Sprintf("%s patch %d %v", n.name, p.CTID, observed.Indexes(p.GPUs)))
 	}
 	return done, err
 }
@@ -267,7 +275,7 @@ func (n *fakeNode) Probe(_ context.Context, ctid int32, instance string) (result
 			return n.fail(node.InstanceChanged, "another instance runs")
 		}
 		for _, g := range n.gpus {
-			p := node.Probed{Path: fmt.Sprintf("/dev/nvidia%d", g), GPU: g, Expected: slices.Contains(c.Effective.GPUs, g), Outcome: node.Absent}
+			p := node.Probed{Path: fmt.Sprintf("/dev/nvidia%d", g), GPU: g, Expected: observed.Has(c.Effective.GPUs, observed.Ref{Index: g}), Outcome: node.Absent}
 			switch {
 			case p.Expected && c.outcome != nil:
 				p.Outcome = c.outcome(g)

@@ -112,7 +112,7 @@ func (r *run) replanAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts := plan.Options{Start: r.record.Options.Start, Verify: r.record.Options.Verify}
+	opts := plan.Options{Start: r.record.Options.Start, Verify: r.record.Options.Verify, AcceptMoved: r.record.Options.AcceptMoved}
 	for _, c := range r.record.Containers {
 		if !c.State.Ended() && f.Container(c.CTID) != nil {
 			opts.CTIDs = append(opts.CTIDs, c.CTID)

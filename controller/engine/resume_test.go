@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -136,7 +135,7 @@ func testKill(t *testing.T, after ...int) (killed int) {
 		}
 		for i, want := range [][]int{{0, 1}, {1}, nil} {
 			c := containers[i]
-			if c.State != observed.StateRunning || !slices.Equal(c.Effective.GPUs, want) || c.starts != 2 {
+			if c.State != observed.StateRunning || !observed.Equal(c.Effective.GPUs, refs(want...)) || c.starts != 2 {
 				t.Errorf("killed after %q: CTID %d is %s with GPUs %v, started %d times; want running, %v, 2",
 					points, c.CTID, c.State, c.Effective.GPUs, c.starts, want)
 			}

@@ -10,6 +10,7 @@ import (
 
 	"phoenix.internal/controller/feature"
 	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
 )
 
 // How long a feature's script may run, and the small commands around it.
@@ -36,7 +37,7 @@ func (w *worker) feature(ctx context.Context, name string) (did, error) {
 	if feature.Holds(marker.Stdout, script.SHA256) {
 		return unchanged("the script has succeeded in this container before")
 	}
-	exit, err := w.exec(ctx, script.Command(w.ctid(), w.plan.Desired), scriptTimeout)
+	exit, err := w.exec(ctx, script.Command(w.ctid(), observed.Indexes(w.plan.Desired)), scriptTimeout)
 	if err != nil {
 		return did{}, err
 	}

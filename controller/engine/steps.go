@@ -18,7 +18,7 @@ func (w *worker) checkDevices(ctx context.Context) (did, error) {
 	}
 	var created []string
 	err := w.retry(ctx, func() (err error) {
-		created, err = w.agent.Prepare(ctx, w.plan.Desired)
+		created, err = w.agent.Prepare(ctx, w.plan.Desired, w.plan.Capabilities)
 		return err
 	})
 	switch {
@@ -27,7 +27,7 @@ func (w *worker) checkDevices(ctx context.Context) (did, error) {
 	case len(created) > 0:
 		return succeeded("made %s", strings.Join(created, ", "))
 	}
-	return unchanged("%s can be given", gpus(w.plan.Desired))
+	return unchanged("%s can be given", observed.Names(w.plan.Desired))
 }
 
 // patchConf makes the conf give exactly the assignment. The agent writes only if something has to change.
@@ -37,9 +37,9 @@ func (w *worker) patchConf(ctx context.Context) (did, error) {
 	case err != nil:
 		return did{}, err
 	case !p.Changed:
-		return unchanged("the conf gives %s already", gpus(w.plan.Desired))
+		return unchanged("the conf gives %s already", observed.Names(w.plan.Desired))
 	}
-	return succeeded("the conf gives %s; revision %d keeps the old one", gpus(w.plan.Desired), p.Revision)
+	return succeeded("the conf gives %s; revision %d keeps the old one", observed.Names(w.plan.Desired), p.Revision)
 }
 
 // patch sets the passthrough. If the conf is not the one last seen, it is read again: the operation says what the conf
@@ -48,7 +48,8 @@ func (w *worker) patch(ctx context.Context) (p node.Patched, err error) {
 	for range maxConflicts {
 		err = w.retry(ctx, func() (err error) {
 			p, err = w.agent.Patch(ctx, node.Patch{
-				CTID: w.ctid(), GPUs: w.plan.Desired, Mode: observed.Mode(w.plan.Mode), Digest: w.digest,
+				CTID: w.ctid(), GPUs: w.plan.Desired, Mode: observed.Mode(w.plan.Mode), Capabilities: w.plan.Capabilities,
+				Assignment: w.plan.Assignment, Digest: w.digest,
 				RequestID: w.requestID(), Who: w.run.record.Who,
 			})
 			return err
@@ -88,7 +89,10 @@ func (w *worker) replan(c observed.Container) plan.Container {
 			n.Containers = append(n.Containers, c)
 		}
 	}
-	p := plan.Compute(w.run.fleet, o, plan.Options{CTIDs: []int32{w.ctid()}, Start: w.start})
+	p := plan.Compute(w.run.fleet, o, plan.Options{
+		CTIDs: []int32{w.ctid()}, Start: w.start, AcceptMoved: w.run.record.Options.AcceptMoved,
+		Chosen: map[int32][]observed.Ref{w.ctid(): w.plan.Desired},
+	})
 	return p.Containers[0]
 }
 
@@ -99,19 +103,4 @@ func has(p plan.Container, kind plan.Kind) bool {
 // requestID is what the agent keeps with a revision, so that it leads back to the run.
 func (w *worker) requestID() string {
 	return w.run.record.ID + "/" + strconv.Itoa(int(w.ctid()))
-}
-
-// gpus names GPUs for people.
-func gpus(indexes []int) string {
-	if len(indexes) == 0 {
-		return "no GPU"
-	}
-	var words []string
-	for _, i := range indexes {
-		words = append(words, strconv.Itoa(i))
-	}
-	if len(words) == 1 {
-		return "GPU " + words[0]
-	}
-	return "GPUs " + strings.Join(words, ", ")
 }

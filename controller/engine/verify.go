@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
 	"phoenix.internal/controller/plan"
 )
 
@@ -32,7 +34,7 @@ func (w *worker) verifyDevices(ctx context.Context) (did, error) {
 			return did{}, err
 		}
 		key := plan.Verification(instance, w.plan.Mode, w.plan.Desired)
-		if instance != "" && verified[w.ctid()] == key && !w.run.record.Options.Verify {
+		if instance != "" && plan.DevicesVerified(verified[w.ctid()], key) && !w.run.record.Options.Verify {
 			return unchanged("verified since its start")
 		}
 		err = w.probe(ctx, instance)
@@ -43,7 +45,7 @@ func (w *worker) verifyDevices(ctx context.Context) (did, error) {
 			if len(w.plan.Desired) == 0 {
 				return succeeded("no GPU can be opened inside")
 			}
-			return succeeded("%s can be opened inside, and no other", gpus(w.plan.Desired))
+			return succeeded("%s can be opened inside, and no other", observed.Names(w.plan.Desired))
 		}
 		_, leaked := errors.AsType[*leakError](err)
 		switch reason := node.ReasonOf(err); {
@@ -106,19 +108,28 @@ func (w *worker) probe(ctx context.Context, instance string) error {
 	return nil
 }
 
+// own is the device of a whole GPU.
+var own = regexp.MustCompile(`^/dev/nvidia[0-9]+$`)
+
 // assigned returns what keeps the container from using its GPUs.
-func assigned(results []node.Probed, desired []int, sandbox bool) (missing []string) {
+func assigned(results []node.Probed, desired []observed.Ref, sandbox bool) (missing []string) {
 	if len(desired) == 0 {
 		return nil
 	}
 	seen := map[string]bool{}
-	gpuSeen := map[int]bool{}
+	probed := make([]bool, len(desired))
 	for _, r := range results {
 		seen[r.Path] = true
-		// Of a GPU's devices computing needs one; DRM nodes and MIG's capabilities are for whom the conf gives them to.
-		own := r.GPU >= 0 && !strings.HasPrefix(r.Path, "/dev/dri/") && !strings.HasPrefix(r.Path, "/dev/nvidia-caps/")
-		gpuSeen[r.GPU] = gpuSeen[r.GPU] || own
-		needed := own && slices.Contains(desired, r.GPU) || !own && (r.Expected || slices.Contains(shared, r.Path))
+		needed := r.GPU < 0 && (r.Expected || slices.Contains(shared, r.Path))
+		for i, ref := range desired {
+			// A GPU may have more devices than it is given with: DRM nodes, for example.
+			if !of(r, ref) {
+				continue
+			}
+			itself := own.MatchString(r.Path) || r.IsMIG
+			needed = needed || itself || r.Expected
+			probed[i] = probed[i] || itself && r.IsMIG == ref.IsMIG
+		}
 		if needed && !opens(r, sandbox) {
 			missing = append(missing, sentence(r))
 		}
@@ -128,12 +139,24 @@ func assigned(results []node.Probed, desired []int, sandbox bool) (missing []str
 			missing = append(missing, path+" was not probed: the node does not know it; look at phoenix-cli devices")
 		}
 	}
-	for _, gpu := range desired {
-		if !gpuSeen[gpu] {
-			missing = append(missing, fmt.Sprintf("GPU %d was not probed: the node has no device for it; look at phoenix-cli devices", gpu))
+	for i, ref := range desired {
+		if !probed[i] {
+			missing = append(missing, fmt.Sprintf("%s was not probed: the node has no device for it; look at phoenix-cli devices", ref))
 		}
 	}
 	return missing
+}
+
+// of tells whether a device belongs to what a ref names: the GPU's own devices do to each MIG device of it too, the
+// capability node of a GPU instance to each compute instance of that.
+func of(r node.Probed, ref observed.Ref) bool {
+	switch {
+	case r.GPU < 0 || r.GPU != ref.Index:
+		return false
+	case !r.IsMIG:
+		return true
+	}
+	return ref.IsMIG && r.GPUInstance == ref.MIG.GPUInstance && (r.ComputeInstance < 0 || r.ComputeInstance == ref.MIG.ComputeInstance)
 }
 
 // opens reports whether the outcome proves that the container can use the device. With NO_DRIVER cgroup and file let
@@ -155,9 +178,9 @@ func (w *worker) sandbox(ctx context.Context) (is bool, err error) {
 
 // unassigned returns the GPUs' devices that are not desired and not proven to be closed. Only a refusal is a proof: that
 // an open timed out, say, is none.
-func unassigned(results []node.Probed, desired []int) (leaks []string) {
+func unassigned(results []node.Probed, desired []observed.Ref) (leaks []string) {
 	for _, r := range results {
-		if r.GPU < 0 || slices.Contains(desired, r.GPU) {
+		if r.GPU < 0 || slices.ContainsFunc(desired, func(ref observed.Ref) bool { return of(r, ref) }) {
 			continue
 		}
 		switch r.Outcome {

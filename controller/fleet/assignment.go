@@ -1,17 +1,17 @@
 package fleet
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 )
 
-// Assignment reads the text of a gpu_assignment: GPU indexes from 0 to 255 between commas, with blanks around them at
-// will; "none" and "" are none. The indexes are returned ascending. The error says what would be right.
-func Assignment(s string) ([]int, error) {
+// Assignment reads the text of a gpu_assignment: selectors between commas, with blanks around them at will; "none" and ""
+// are none. The selectors are returned in the order of their kinds, and within a kind ascending; only a profile may be
+// among them more than once. The error says what would be right.
+func Assignment(s string) ([]Selector, error) {
 	trimmed := strings.Trim(s, " \t")
 	if trimmed == "" || trimmed == "none" {
 		return nil, nil
@@ -21,25 +21,40 @@ func Assignment(s string) ([]int, error) {
 	}
 	parts := strings.Split(trimmed, ",")
 	if len(parts) > maxGPU+1 {
-		return nil, fmt.Errorf("%d indexes in %s; a container has at most %d GPUs", len(parts), quote(s), maxGPU+1)
+		return nil, fmt.Errorf("%d elements in %s; a container has at most %d GPUs", len(parts), quote(s), maxGPU+1)
 	}
-	var gpus []int
+	var selectors []Selector
 	for i, part := range parts {
 		part = strings.Trim(part, " \t")
 		if part == "" {
 			return nil, fmt.Errorf("%s %s; %s", quote(s), emptyPart(i, len(parts)), suggest(parts))
 		}
-		gpu, err := index(part)
+		sel, err := selector(part)
 		if err != nil {
 			return nil, err
 		}
-		if slices.Contains(gpus, gpu) {
-			return nil, fmt.Errorf("GPU %d appears twice in %s; %s", gpu, quote(s), suggest(parts))
+		if sel.Kind != ByProfile && slices.ContainsFunc(selectors, sel.same) {
+			return nil, fmt.Errorf("%s appears twice in %s; %s", sel, quote(s), suggest(parts))
 		}
-		gpus = append(gpus, gpu)
+		selectors = append(selectors, sel)
 	}
-	slices.Sort(gpus)
-	return gpus, nil
+	if err := fitTogether(selectors); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(selectors, compare)
+	return selectors, nil
+}
+
+// Text returns an assignment as Assignment reads it, in its one canonical form.
+func Text(selectors []Selector) string {
+	if len(selectors) == 0 {
+		return "none"
+	}
+	var words []string
+	for _, s := range selectors {
+		words = append(words, s.word())
+	}
+	return strings.Join(words, ",")
 }
 
 // foreignForm says what is meant by forms that other tools know.
@@ -47,11 +62,11 @@ func foreignForm(s, trimmed string) error {
 	lower := strings.ToLower(trimmed)
 	switch {
 	case lower == "none" || lower == "null":
-		return fmt.Errorf("%s is not a GPU index; to give no GPU write \"none\"", quote(s))
-	case lower == "all" || lower == "*":
-		return fmt.Errorf("%s is not supported; list the indexes, for example \"0,1\"", quote(s))
+		return fmt.Errorf("%s is not a GPU; to give no GPU write \"none\"", quote(s))
+	case lower == "all" && trimmed != "all", lower == "*":
+		return fmt.Errorf("%s is not a GPU; for every GPU of the node write \"all\"", quote(s))
 	case strings.HasPrefix(trimmed, "["):
-		return fmt.Errorf("%s has brackets; write the indexes alone, for example \"0,1\"", quote(s))
+		return fmt.Errorf("%s has brackets; write the GPUs alone, for example \"0,1\"", quote(s))
 	}
 	return nil
 }
@@ -63,32 +78,56 @@ func emptyPart(i, of int) string {
 	case of - 1:
 		return "has a comma at the end"
 	}
-	return "has two commas with no index between them"
+	return "has two commas with nothing between them"
 }
 
-// suggest says how to write the indexes that are good among parts.
+// suggest says how to write the elements that are good among parts.
 func suggest(parts []string) string {
-	var good []string
+	var good []Selector
 	for _, part := range parts {
-		part = strings.Trim(part, " \t")
-		if _, err := index(part); err == nil && !slices.Contains(good, part) {
-			good = append(good, part)
+		sel, err := selector(strings.Trim(part, " \t"))
+		if err == nil && !slices.ContainsFunc(good, sel.same) {
+			good = append(good, sel)
 		}
 	}
 	if len(good) == 0 {
 		return `write "none", or indexes such as "0,1"`
 	}
-	return "write " + quote(strings.Join(good, ","))
+	return "write " + quote(Text(good))
 }
 
-func index(s string) (int, error) {
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return 0, notAnIndex(s)
+// fitTogether tells of selectors that cannot stand beside each other.
+func fitTogether(selectors []Selector) error {
+	anyOf, total := 0, 0
+	for _, s := range selectors {
+		switch {
+		case s.Kind == All && len(selectors) > 1:
+			return fmt.Errorf("\"all\" stands among others; write \"all\" alone, or only the others")
+		case s.Kind == Any:
+			anyOf++
+			total += s.Count
 		}
 	}
-	if s == "" {
-		return 0, errors.New("no index")
+	if anyOf > 1 {
+		return fmt.Errorf("\"any\" stands there %d times; write \"any:%d\"", anyOf, total)
+	}
+	return nil
+}
+
+// same tells whether two selectors say the same, however they are written. Two of "any" never do.
+func (s Selector) same(other Selector) bool {
+	s.Text, other.Text = "", ""
+	return s == other && s.Kind != Any
+}
+
+func compare(a, b Selector) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Index, b.Index), cmp.Compare(a.MIG, b.MIG), cmp.Compare(a.ID, b.ID))
+}
+
+// index reads a decimal number from 0 to 255 without leading zeros.
+func index(s string) (int, error) {
+	if !digits(s) {
+		return 0, fmt.Errorf("%s is not a number; indexes go from 0 to %d", quote(s), maxGPU)
 	}
 	if len(s) > 1 && s[0] == '0' {
 		if bare := strings.TrimLeft(s[:len(s)-1], "0") + s[len(s)-1:]; len(bare) <= 3 {
@@ -102,41 +141,9 @@ func index(s string) (int, error) {
 	return n, nil
 }
 
-func notAnIndex(s string) error {
-	lower := strings.ToLower(s)
-	from, to, isRange := strings.Cut(s, "-")
-	switch {
-	case strings.HasPrefix(lower, "gpu-"), strings.HasPrefix(lower, "mig-"):
-		return fmt.Errorf("%s is a UUID: not supported yet, use the index that nvidia-smi shows", quote(s))
-	case strings.Count(s, ":") > 0 && strings.Contains(s, "."):
-		return fmt.Errorf("%s is a PCI address: not supported yet, use the index that nvidia-smi shows", quote(s))
-	case strings.HasPrefix(s, "/dev/"):
-		return fmt.Errorf("%s is a device; use the index that nvidia-smi shows", quote(s))
-	case lower == "none":
-		return fmt.Errorf("%s stands among indexes; write \"none\" alone, or only indexes", quote(s))
-	case strings.HasPrefix(s, "-"):
-		return fmt.Errorf("%s is negative; indexes go from 0 to %d", quote(s), maxGPU)
-	case isRange:
-		return rangeForm(s, strings.Trim(from, " \t"), strings.Trim(to, " \t"))
-	case strings.ContainsFunc(s, func(c rune) bool { return c > unicode.MaxASCII && unicode.IsDigit(c) }):
-		return fmt.Errorf("%s has digits that are not ASCII; write 0 to 9", quote(s))
-	case strings.ContainsAny(s, " \t;:|/"):
-		return fmt.Errorf("%s is not a GPU index; put commas between indexes, for example \"0,1\"", quote(s))
-	}
-	return fmt.Errorf("%s is not a GPU index; write indexes such as \"0,1\", or \"none\"", quote(s))
-}
-
-func rangeForm(s, from, to string) error {
-	a, errA := index(from)
-	b, errB := index(to)
-	if errA != nil || errB != nil || a >= b || b-a > 15 {
-		return fmt.Errorf("%s is not a GPU index; write indexes such as \"0,1\", or \"none\"", quote(s))
-	}
-	var each []string
-	for i := a; i <= b; i++ {
-		each = append(each, strconv.Itoa(i))
-	}
-	return fmt.Errorf("%s is a range: list each index, \"%s\"", quote(s), strings.Join(each, ","))
+// digits tells whether s is ASCII digits, and not empty.
+func digits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
 // clip cuts digits for a message.

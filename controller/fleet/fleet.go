@@ -15,12 +15,36 @@ const (
 	ModeNative = "native"
 )
 
+// The policies: whether other containers, and virtual machines, may have the same GPUs.
+const (
+	PolicyShared    = "shared"
+	PolicyExclusive = "exclusive"
+)
+
+// The ways in which a container gets its user-space driver.
+const (
+	DriverInstall = "install" // installed in it, in the version of its node
+	DriverHost    = "host"    // the node's own libraries, bound into it
+	DriverNone    = "none"    // left to others
+)
+
+// The sets of devices that belong to a GPU.
+const (
+	CapabilityCompute  = "compute"
+	CapabilityGraphics = "graphics"
+	CapabilityFabric   = "fabric"
+)
+
 // A Fleet is what one fleet file says.
 type Fleet struct {
 	Path          string      // as given to Parse
 	SHA256        string      // of the file's bytes, lower-case hex
 	Mode          string      // default of the containers: ModeRaw or ModeNative
+	Policy        string      // default of the containers: PolicyShared or PolicyExclusive
+	DriverMode    string      // default of the containers: DriverInstall, DriverHost or DriverNone
 	DriverVersion string      // nvidia_driver_version; empty if not given
+	Runfile       string      // nvidia_runfile_url: URL or absolute path of DriverVersion's installer; empty if not given
+	RunfileSHA256 string      // of that installer, lower-case hex; empty if not given
 	Containers    []Container // by CTID; without those that have an error
 }
 
@@ -29,8 +53,11 @@ type Container struct {
 	CTID         int32
 	Name         string
 	Node         string       // the node that must have it; empty if any may
-	GPUs         []int        // indexes, ascending; nil for none
+	GPUs         []Selector   // as Assignment returns them; nil for none
 	Mode         string       // ModeRaw or ModeNative
+	Policy       string       // PolicyShared or PolicyExclusive
+	Capabilities []string     // in the order of the constants; never empty
+	DriverMode   string       // DriverInstall, DriverHost or DriverNone
 	CloneFrom    int32        // 0 if none
 	Dependencies []int32      // in the order of the file, each once
 	Features     []string     // in the order of the file, each once
@@ -66,7 +93,7 @@ const (
 // never nil: if there are errors it holds what could be read, and must not be planned with.
 func Parse(name string, b []byte) (*Fleet, []Finding) {
 	sum := sha256.Sum256(b)
-	f := &Fleet{Path: name, SHA256: hex.EncodeToString(sum[:]), Mode: ModeRaw}
+	f := &Fleet{Path: name, SHA256: hex.EncodeToString(sum[:]), Mode: ModeRaw, Policy: PolicyShared, DriverMode: DriverInstall}
 	r := &report{file: name, text: b}
 	if root := decode(b, r); root != nil {
 		f.read(root, r)

@@ -19,10 +19,13 @@ import (
 func TestParse(t *testing.T) {
 	const in = `{
   "nvidia_driver_version": "580.76.05",
-  "passthrough_mode": "native",
+  "nvidia_runfile_url": "https://mirror/580.76.05/NVIDIA-Linux-x86_64-580.76.05.run",
+  "nvidia_runfile_sha256": "5B1F4C8E5B1F4C8E5B1F4C8E5B1F4C8E5B1F4C8E5B1F4C8E5B1F4C8E5B1F4C8E",
+  "passthrough_mode": "native", "gpu_policy": "exclusive", "driver_mode": "none",
   "lxc_configs": {
     "910": {
       "name": "vllm", "node": "pve1", "gpu_assignment": "1, 0", "passthrough_mode": "raw",
+      "gpu_policy": "shared", "gpu_capabilities": "graphics", "driver_mode": "host",
       "clone_from_ctid": 901, "dependencies": ["920", 901], "features": ["nvidia", "vllm"],
       "health_check": {"command": "pidof init", "retries": 5, "interval": 10, "timeout": 7}
     },
@@ -36,24 +39,29 @@ func TestParse(t *testing.T) {
 	}
 	want := &fleet.Fleet{
 		Path:          "fleet.json",
-		SHA256:        "8a428df97fc2bf151cc5b51292a57a2b28dc4898243257ca4f96e97659fbe283",
+		SHA256:        "b3e0834f022d5b2cdd54d66729790b1078c8ed19aef636cbc2ab590ffe12954c",
 		Mode:          fleet.ModeNative,
+		Policy:        fleet.PolicyExclusive,
+		DriverMode:    fleet.DriverNone,
 		DriverVersion: "580.76.05",
+		Runfile:       "https://mirror/580.76.05/NVIDIA-Linux-x86_64-580.76.05.run",
+		RunfileSHA256: "5b1f4c8e5b1f4c8e5b1f4c8e5b1f4c8e5b1f4c8e5b1f4c8e5b1f4c8e5b1f4c8e",
 		Containers: []fleet.Container{
-			{CTID: 901, Mode: fleet.ModeNative, Line: 10},
+			{CTID: 901, Mode: fleet.ModeNative, Policy: fleet.PolicyExclusive, Capabilities: []string{"compute"}, DriverMode: fleet.DriverNone, Line: 13},
 			{
-				CTID: 910, Name: "vllm", Node: "pve1", GPUs: []int{0, 1}, Mode: fleet.ModeRaw,
+				CTID: 910, Name: "vllm", Node: "pve1", GPUs: indexes(0, 1), Mode: fleet.ModeRaw,
+				Policy: fleet.PolicyShared, Capabilities: []string{"compute", "graphics"}, DriverMode: fleet.DriverHost,
 				CloneFrom: 901, Dependencies: []int32{920, 901}, Features: []string{"nvidia", "vllm"},
 				HealthCheck: &fleet.HealthCheck{Command: "pidof init", Retries: 5, Interval: 10 * time.Second, Timeout: 7 * time.Second},
-				Line:        5,
+				Line:        7,
 			},
 			{
-				CTID: 920, Mode: fleet.ModeNative, Line: 11,
+				CTID: 920, Mode: fleet.ModeNative, Policy: fleet.PolicyExclusive, Capabilities: []string{"compute"}, DriverMode: fleet.DriverNone, Line: 14,
 				HealthCheck: &fleet.HealthCheck{Command: "true", Retries: 3, Interval: 5 * time.Second, Timeout: 30 * time.Second},
 			},
 		},
 	}
-	if diff := cmp.Diff(want, f); diff != "" {
+	if diff := cmp.Diff(want, f, written); diff != "" {
 		t.Errorf("fleet (-want +got):\n%s", diff)
 	}
 }
@@ -67,7 +75,7 @@ func TestParseLeavesOutContainersWithErrors(t *testing.T) {
 	if len(f.Containers) != 1 || f.Containers[0].CTID != 902 {
 		t.Errorf("containers: %+v; want 902 only", f.Containers)
 	}
-	if c := f.Container(902); c == nil || !slices.Equal(c.GPUs, []int{1}) {
+	if c := f.Container(902); c == nil || fleet.Text(c.GPUs) != "1" {
 		t.Errorf("Container(902) = %+v", c)
 	}
 	if c := f.Container(901); c != nil {
@@ -80,23 +88,23 @@ func TestParseLeavesOutContainersWithErrors(t *testing.T) {
 func TestFailure05Assignment(t *testing.T) {
 	for _, tt := range []struct {
 		value string // of gpu_assignment, as JSON; empty for no such key
-		want  []int
+		want  string // in its canonical form
 		err   string // part of the finding
 	}{
-		{value: ``, want: nil},
-		{value: `null`, want: nil},
-		{value: `""`, want: nil},
-		{value: `"  "`, want: nil},
-		{value: `"none"`, want: nil},
-		{value: `" none "`, want: nil},
-		{value: `"0"`, want: []int{0}},
-		{value: `"1"`, want: []int{1}},
-		{value: `"0,1"`, want: []int{0, 1}},
-		{value: `"0, 1"`, want: []int{0, 1}},
-		{value: `" 0\t,\t1 "`, want: []int{0, 1}},
-		{value: `"10,2,0"`, want: []int{0, 2, 10}},
-		{value: `"255"`, want: []int{255}},
-		{value: `1`, want: []int{1}, err: "a number is taken for one index"},
+		{value: ``, want: "none"},
+		{value: `null`, want: "none"},
+		{value: `""`, want: "none"},
+		{value: `"  "`, want: "none"},
+		{value: `"none"`, want: "none"},
+		{value: `" none "`, want: "none"},
+		{value: `"0"`, want: "0"},
+		{value: `"1"`, want: "1"},
+		{value: `"0,1"`, want: "0,1"},
+		{value: `"0, 1"`, want: "0,1"},
+		{value: `" 0\t,\t1 "`, want: "0,1"},
+		{value: `"10,2,0"`, want: "0,2,10"},
+		{value: `"255"`, want: "255"},
+		{value: `1`, want: "1", err: "a number is taken for one index"},
 		{value: `"0,1,"`, err: "has a comma at the end"},
 		{value: `"0,0"`, err: "GPU 0 appears twice"},
 	} {
@@ -115,8 +123,8 @@ func TestFailure05Assignment(t *testing.T) {
 			if !fleet.Valid(findings) {
 				return
 			}
-			if c := f.Container(901); c == nil || !slices.Equal(c.GPUs, tt.want) {
-				t.Errorf("container = %+v; want GPUs %v", c, tt.want)
+			if c := f.Container(901); c == nil || fleet.Text(c.GPUs) != tt.want {
+				t.Errorf("container = %+v; want GPUs %s", c, tt.want)
 			}
 		})
 	}
@@ -167,9 +175,9 @@ func TestHostileFiles(t *testing.T) {
 		{"depth in what is no JSON", strings.Repeat("}{[", 1000), "f.json:1:195: objects and lists are nested deeper than 64 levels"},
 		{"two million values", `{"a":[` + strings.Repeat("1,", 2_000_000) + "1]}", "f.json: more than 1000000 values"},
 		{"20,001 containers", containers(20_001), "f.json:1:209217: lxc_configs: 20001 containers are too many; a fleet file has at most 20000"},
-		{"assignment of 1 MB", in901(`"gpu_assignment": "` + strings.Repeat("0,", 1<<19) + `"`), `f.json:3:27: containers 901: gpu_assignment: 524289 indexes in "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,"...; a container has at most 256 GPUs`},
+		{"assignment of 1 MB", in901(`"gpu_assignment": "` + strings.Repeat("0,", 1<<19) + `"`), `f.json:3:27: containers 901: gpu_assignment: 524289 elements in "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,"...; a container has at most 256 GPUs`},
 		{"assignment of one long digit string", in901(`"gpu_assignment": "` + strings.Repeat("0", 1<<20) + `"`), "f.json:3:27: containers 901: gpu_assignment: \"" + strings.Repeat("0", 60) + "\"... has a leading zero; write \"0\""},
-		{"cut within a letter", in901(`"gpu_assignment": "` + strings.Repeat("ü", 100) + `"`), "f.json:3:27: containers 901: gpu_assignment: \"" + strings.Repeat("ü", 30) + "\"... is not a GPU index; write indexes such as \"0,1\", or \"none\""},
+		{"cut within a letter", in901(`"gpu_assignment": "` + strings.Repeat("ü", 100) + `"`), "f.json:3:27: containers 901: gpu_assignment: \"" + strings.Repeat("ü", 30) + "\"... is not a GPU; write indexes such as \"0,1\", a UUID, a PCI address, \"any:1\", \"all\" or \"none\""},
 		{"long key", in901(`"` + strings.Repeat("k", 1<<20) + `": 1`), "f.json:3:9: warning: containers 901: unknown key \"" + strings.Repeat("k", 60) + "\"..."},
 		{"long number", in901(`"health_check": {"command": "true", "retries": ` + strings.Repeat("9", 1<<20) + `}`), "f.json:3:56: containers 901: health_check.retries: 99999999999999999999... is out of range; want an integer from 1 to 100"},
 		{"long name", in901(`"name": "` + strings.Repeat("n", 254) + `"`), "f.json:3:17: containers 901: name: 254 bytes are too many; a name has at most 253"},
@@ -263,14 +271,14 @@ func TestSharedFiles(t *testing.T) {
 	for _, tt := range []struct {
 		file       string
 		containers int
-		gpus       map[int32][]int
+		gpus       map[int32]string
 		findings   int // all of them warnings of a dependency on VM 1002
 	}{
-		{"phoenix_lxc_configs-2025-09-23.json", 15, map[int32][]int{
-			901: {0, 1}, 903: {0, 1}, 920: {0, 1}, 950: {0}, 951: {0}, 955: {0}, 957: {1},
+		{"phoenix_lxc_configs-2025-09-23.json", 15, map[int32]string{
+			901: "0,1", 903: "0,1", 920: "0,1", 950: "0", 951: "0", 955: "0", 957: "1",
 		}, 0},
-		{"phoenix_lxc_configs-2025-11-25.json", 12, map[int32][]int{
-			901: {0, 1}, 910: {0, 1}, 911: {0}, 912: {1}, 801: {0}, 802: {0}, 914: {0}, 917: {0},
+		{"phoenix_lxc_configs-2025-11-25.json", 12, map[int32]string{
+			901: "0,1", 910: "0,1", 911: "0", 912: "1", 801: "0", 802: "0", 914: "0", 917: "0",
 		}, 5},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
@@ -286,10 +294,10 @@ func TestSharedFiles(t *testing.T) {
 					t.Errorf("finding: %s", finding)
 				}
 			}
-			gpus := map[int32][]int{}
+			gpus := map[int32]string{}
 			for _, c := range f.Containers {
 				if c.GPUs != nil {
-					gpus[c.CTID] = c.GPUs
+					gpus[c.CTID] = fleet.Text(c.GPUs)
 				}
 			}
 			if diff := cmp.Diff(tt.gpus, gpus); diff != "" || len(f.Containers) != tt.containers {

@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"phoenix.internal/controller/fleet"
 )
@@ -46,7 +47,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("CTID %d at %d", c.CTID, i)
 			}
 			for j, gpu := range c.GPUs {
-				if gpu < 0 || gpu > 255 || j > 0 && c.GPUs[j-1] >= gpu {
+				if gpu.Index < 0 || gpu.Index > 255 || gpu.Kind == 0 || j > 0 && c.GPUs[j-1].Kind > gpu.Kind {
 					t.Errorf("CTID %d: GPUs %v", c.CTID, c.GPUs)
 				}
 			}
@@ -62,7 +63,7 @@ func FuzzParse(f *testing.F) {
 
 // FuzzAssignment: what is accepted has one canonical form, which reads the same.
 func FuzzAssignment(f *testing.F) {
-	for _, s := range []string{"", "none", "0", "0, 1", "0,1,", ",,", "-1", "0-3", "all", "٠", "GPU-1", "0000:01:00.0", "007"} {
+	for _, s := range []string{"", "none", "0", "0, 1", "0,1,", ",,", "-1", "0-3", "all", "٠", "GPU-1", "0000:01:00.0", "007", "0:1,1g.10gb,any:2", "2x1g.10gb", "MIG-GPU-1/1/0", "1:0"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -73,12 +74,8 @@ func FuzzAssignment(f *testing.F) {
 			}
 			return
 		}
-		var parts []string
-		for _, gpu := range gpus {
-			parts = append(parts, strconv.Itoa(gpu))
-		}
-		again, err := fleet.Assignment(strings.Join(parts, ","))
-		if err != nil || !slices.Equal(again, gpus) {
+		again, err := fleet.Assignment(fleet.Text(gpus))
+		if err != nil || !cmp.Equal(again, gpus, written) {
 			t.Errorf("Assignment(%q) = %v; its canonical form gives %v, %v", s, gpus, again, err)
 		}
 	})

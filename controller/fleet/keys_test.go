@@ -71,7 +71,11 @@ func TestKeysOfSharedFiles(t *testing.T) {
 		collect(used, "", v)
 	}
 	open := []string{"lxc_configs.*.vllm_engine_config.", "lxc_configs.*.vllm_parameters."}
-	added := []string{"passthrough_mode", "lxc_configs.*.passthrough_mode", "lxc_configs.*.node", "lxc_configs.*.health_check.timeout"}
+	added := []string{
+		"passthrough_mode", "lxc_configs.*.passthrough_mode", "lxc_configs.*.node", "lxc_configs.*.health_check.timeout",
+		"gpu_policy", "lxc_configs.*.gpu_policy", "lxc_configs.*.gpu_capabilities",
+		"driver_mode", "lxc_configs.*.driver_mode", "nvidia_runfile_sha256",
+	}
 	known := map[string]bool{}
 	for _, k := range fleet.Keys() {
 		known[k.Path] = true

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -14,6 +16,7 @@ var (
 	featurePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
 	nodePattern    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 	versionPattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+){1,3}$`)
+	sumPattern     = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
 )
 
 // read fills f with what the file says.
@@ -31,7 +34,11 @@ func (f *Fleet) read(root *value, r *report) {
 	top := reader{r, place{}}
 	top.unknownKeys(root, "", "")
 	f.Mode = top.mode(root, ModeRaw)
+	f.Policy = top.policy(root, PolicyShared)
+	f.DriverMode = top.driverMode(root, DriverInstall)
 	f.DriverVersion = top.driverVersion(root)
+	f.Runfile = top.runfile(root)
+	f.RunfileSHA256 = top.runfileSHA256(root)
 
 	m := root.member("lxc_configs")
 	switch {
@@ -98,7 +105,7 @@ type edge struct {
 
 func (f *Fleet) readContainer(ctid int32, m member, r *report) (declared, bool) {
 	line, _ := r.position(int(m.offset))
-	d := declared{Container: Container{CTID: ctid, Line: line, Mode: f.Mode}}
+	d := declared{Container: Container{CTID: ctid, Line: line, Mode: f.Mode, Policy: f.Policy, DriverMode: f.DriverMode}}
 	at := reader{r, place{offset: int(m.offset), ctid: ctid}}
 	if m.value.kind != object {
 		at.errorf("", m.value, "want an object, got %s", m.value.kind)
@@ -110,6 +117,9 @@ func (f *Fleet) readContainer(ctid int32, m member, r *report) (declared, bool) 
 	d.Node = at.node(m.value)
 	d.GPUs = at.gpus(m.value)
 	d.Mode = at.mode(m.value, f.Mode)
+	d.Policy = at.policy(m.value, f.Policy)
+	d.Capabilities = at.capabilities(m.value)
+	d.DriverMode = at.driverMode(m.value, f.DriverMode)
 	d.CloneFrom, d.edges = at.cloneFrom(m.value)
 	dependencies, edges := at.dependencies(m.value)
 	d.Dependencies, d.edges = dependencies, append(d.edges, edges...)
@@ -232,7 +242,7 @@ func (r reader) node(v *value) string {
 	return s.text
 }
 
-func (r reader) gpus(v *value) []int {
+func (r reader) gpus(v *value) []Selector {
 	const key = "gpu_assignment"
 	m := v.member(key)
 	if m == nil || m.value.kind == null {
@@ -252,7 +262,7 @@ func (r reader) gpus(v *value) []int {
 			return nil
 		}
 		r.warnf(key, m.value, "a number is taken for one index; write \"%d\"", n)
-		return []int{n}
+		return []Selector{{Kind: ByIndex, Text: m.value.text, Index: n}}
 	case list:
 		var parts []string
 		for _, item := range m.value.items {
@@ -268,16 +278,138 @@ func (r reader) gpus(v *value) []int {
 }
 
 func (r reader) mode(v *value, byDefault string) string {
-	const key = "passthrough_mode"
-	s, ok := r.text(v, key, `"raw"`)
+	return r.choice(v, "passthrough_mode", "mode", byDefault, ModeRaw, ModeNative)
+}
+
+func (r reader) policy(v *value, byDefault string) string {
+	return r.choice(v, "gpu_policy", "policy", byDefault, PolicyShared, PolicyExclusive)
+}
+
+func (r reader) driverMode(v *value, byDefault string) string {
+	return r.choice(v, "driver_mode", "way to get a driver", byDefault, DriverInstall, DriverHost, DriverNone)
+}
+
+// choice reads a string that must be one of a few.
+func (r reader) choice(v *value, key, what, byDefault string, of ...string) string {
+	s, ok := r.text(v, key, strconv.Quote(of[0]))
 	switch {
 	case !ok:
 		return byDefault
-	case s.text != ModeRaw && s.text != ModeNative:
-		r.errorf(key, s, "%s is no mode; write \"raw\" or \"native\"", quote(s.text))
+	case !slices.Contains(of, s.text):
+		r.errorf(key, s, "%s is no %s; write %s", quote(s.text), what, either(of))
 		return byDefault
 	}
 	return s.text
+}
+
+// either lists words: `"a", "b" or "c"`.
+func either(words []string) string {
+	var s strings.Builder
+	for i, word := range words {
+		switch {
+		case i == len(words)-1 && i > 0:
+			s.WriteString(" or ")
+		case i > 0:
+			s.WriteString(", ")
+		}
+		s.WriteString(strconv.Quote(word))
+	}
+	return s.String()
+}
+
+var capabilities = []string{CapabilityCompute, CapabilityGraphics, CapabilityFabric}
+
+// capabilities reads a list of words, or a string with commas between them.
+func (r reader) capabilities(v *value) []string {
+	const key = "gpu_capabilities"
+	byDefault := capabilities[:1:1]
+	m := v.member(key)
+	if m == nil || m.value.kind == null {
+		return byDefault
+	}
+	var words []*value
+	switch {
+	case m.value.kind == list:
+		words = m.value.items
+	case m.value.kind == text && len(m.value.text) <= 1024:
+		for word := range strings.SplitSeq(m.value.text, ",") {
+			words = append(words, &value{kind: text, offset: m.value.offset, text: strings.Trim(word, " \t")})
+		}
+	case m.value.kind == text:
+		r.errorf(key, m.value, "%d bytes are too many; write some of %s", len(m.value.text), either(capabilities))
+		return byDefault
+	default:
+		r.errorf(key, m.value, "want a list such as [\"compute\", \"graphics\"], got %s", got(m.value))
+		return byDefault
+	}
+	has := map[string]bool{}
+	for _, word := range words {
+		switch {
+		case word.kind != text:
+			r.errorf(key, word, "want a capability, %s, got %s", either(capabilities), got(word))
+		case !slices.Contains(capabilities, word.text):
+			r.errorf(key, word, "%s is no capability; write %s%s", quote(word.text), either(capabilities), otherCapability(word.text))
+		case has[word.text]:
+			r.warnf(key, word, "%s appears twice", quote(word.text))
+		}
+		has[word.text] = true
+	}
+	all := byDefault // which always counts
+	for _, c := range capabilities[1:] {
+		if has[c] {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// otherCapability says which capability has what NVIDIA_DRIVER_CAPABILITIES calls by another word.
+func otherCapability(word string) string {
+	switch strings.ToLower(word) {
+	case "utility", "video", "compat32", "ngx":
+		return "; what it names needs no device but those of \"compute\""
+	case "display":
+		return "; what it names comes with \"graphics\""
+	case "all":
+		return "; list those that are needed"
+	}
+	return ""
+}
+
+// runfile reads where the driver's installer is.
+func (r reader) runfile(v *value) string {
+	const key, longest = "nvidia_runfile_url", 2048
+	s, ok := r.text(v, key, `"https://us.download.nvidia.com/XFree86/Linux-x86_64/580.76.05/NVIDIA-Linux-x86_64-580.76.05.run"`)
+	if !ok || s.text == "" {
+		return ""
+	}
+	u, err := url.Parse(s.text)
+	isURL := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != ""
+	isPath := path.IsAbs(s.text) && path.Clean(s.text) == s.text && s.text != "/"
+	switch {
+	case len(s.text) > longest:
+		r.errorf(key, s, "%d bytes are too many; a URL has at most %d here", len(s.text), longest)
+	case strings.ContainsFunc(s.text, func(c rune) bool { return !unicode.IsPrint(c) || unicode.IsSpace(c) }), !isURL && !isPath:
+		r.errorf(key, s, "%s is no source of an installer; write a URL with https:// or http://, or the absolute path of the file on the nodes", quote(s.text))
+	case isURL && u.User != nil:
+		r.errorf(key, s, "a URL with a user in it would be seen by everybody who may read the fleet file; leave the user out")
+	default:
+		return s.text
+	}
+	return ""
+}
+
+func (r reader) runfileSHA256(v *value) string {
+	const key = "nvidia_runfile_sha256"
+	s, ok := r.text(v, key, `"b2ae..."`)
+	switch {
+	case !ok:
+		return ""
+	case !sumPattern.MatchString(s.text):
+		r.errorf(key, s, "%s is no SHA-256; write 64 digits as sha256sum prints them", quote(s.text))
+		return ""
+	}
+	return strings.ToLower(s.text)
 }
 
 func (r reader) driverVersion(v *value) string {

@@ -16,11 +16,11 @@ func TestSample(t *testing.T) {
 	if len(findings) > 0 {
 		t.Errorf("findings: %v; want none", findings)
 	}
-	gpus := map[int32][]int{}
+	gpus := map[int32]string{}
 	for _, c := range f.Containers {
-		gpus[c.CTID] = c.GPUs
+		gpus[c.CTID] = fleet.Text(c.GPUs)
 	}
-	want := map[int32][]int{900: nil, 901: {0, 1}, 910: {0, 1}, 911: {0}, 912: {1}, 913: {1}, 920: nil}
+	want := map[int32]string{900: "none", 901: "0,1", 910: "0,1", 911: "0", 912: "1", 913: "1", 920: "none"}
 	if diff := cmp.Diff(want, gpus); diff != "" {
 		t.Errorf("GPUs (-want +got):\n%s", diff)
 	}

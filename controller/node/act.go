@@ -46,24 +46,28 @@ func (n *Node) PVEVersion(ctx context.Context) (string, error) {
 	return resp.GetNode().GetPveVersion(), err
 }
 
-// Prepare checks that containers can be given the GPUs with these indexes, and makes missing device nodes. Returns the
-// paths of those it made.
-func (n *Node) Prepare(ctx context.Context, gpus []int) (created []string, err error) {
+// Prepare checks that containers can be given these GPUs for these capabilities, and makes missing device nodes. Returns
+// the paths of those it made.
+func (n *Node) Prepare(ctx context.Context, gpus []observed.Ref, caps []string) (created []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
-	resp, err := n.Devices().PrepareDevices(ctx, &agentv1.PrepareDevicesRequest{Gpus: selectors(gpus)})
+	resp, err := n.Devices().PrepareDevices(ctx, &agentv1.PrepareDevicesRequest{
+		Gpus: selectors(gpus), Capabilities: Capabilities(caps),
+	})
 	return resp.GetCreatedPaths(), err
 }
 
 // A Patch makes a container's passthrough exactly these GPUs.
 type Patch struct {
-	CTID      int32
-	GPUs      []int         // indexes; empty removes every NVIDIA device
-	Mode      observed.Mode // raw or native
-	Digest    string        // of the conf that the caller planned against; empty: whatever it is
-	DryRun    bool
-	RequestID string
-	Who       string // who the agent is asked for; see [OnBehalfOf]
+	CTID         int32
+	GPUs         []observed.Ref // empty removes every NVIDIA device
+	Mode         observed.Mode  // raw or native
+	Capabilities []string       // as in the fleet file
+	Assignment   string         // its text in the fleet file, for the agent's record
+	Digest       string         // of the conf that the caller planned against; empty: whatever it is
+	DryRun       bool
+	RequestID    string
+	Who          string // who the agent is asked for; see [OnBehalfOf]
 }
 
 // A Patched is what a [Patch] did, or with DryRun would do.
@@ -156,8 +160,12 @@ const (
 
 // A Probed is the result of opening one device from inside a container.
 type Probed struct {
-	Path     string
-	GPU      int  // index of the GPU; -1 for a device that GPUs share
+	Path string
+	GPU  int // index of the GPU; -1 for a device that GPUs share
+	// IsMIG tells that this is a capability node: of a compute instance, or with ComputeInstance -1 of a GPU instance.
+	IsMIG                        bool
+	GPUInstance, ComputeInstance int
+
 	Expected bool // whether the conf in force is meant to give it
 	Outcome  Outcome
 	Errno    string

@@ -100,7 +100,7 @@ func TestObserve(t *testing.T) {
 				{
 					CTID: 901, Hostname: "ct", State: "running", Lock: "backup", Template: true, Unprivileged: true, Digest: "abc",
 					RestartPending: true, Instance: "i",
-					Configured: observed.Passthrough{GPUs: []int{-1, 0}, Mode: observed.ModeMixed, Devices: []string{"/dev/nvidia3", "/dev/nvidiactl"}},
+					Configured: observed.Passthrough{GPUs: []observed.Ref{{Index: -1}, {Index: 0}}, Mode: observed.ModeMixed, Devices: []string{"/dev/nvidia3", "/dev/nvidiactl"}},
 					Effective:  &observed.Passthrough{},
 					Problems:   []observed.Problem{{Kind: "wrong_major", Message: "c 243", Line: 7, Advice: "apply"}},
 				},
@@ -332,7 +332,7 @@ func TestFindUnreachable(t *testing.T) {
 
 func TestError(t *testing.T) {
 	n := one(t, &agent{})
-	_, err := n.Prepare(t.Context(), []int{0, 3})
+	_, err := n.Prepare(t.Context(), []observed.Ref{{Index: 0}, {Index: 3}}, nil)
 	e, ok := errors.AsType[*node.Error](err)
 	if !ok {
 		t.Fatalf("Prepare = %v, want a *node.Error", err)
@@ -402,7 +402,10 @@ func TestPatch(t *testing.T) {
 		return &agentv1.PatchConfResponse{Changed: true, Before: []byte("a\xff"), After: []byte("b"), Digest: "new", Revision: 7}, nil
 	}})
 	p, err := n.Patch(t.Context(), node.Patch{
-		CTID: 901, GPUs: []int{0, 1}, Mode: observed.ModeNative, Digest: "old", DryRun: true, RequestID: "run/901", Who: "J\u00f6rg\x1b\xff",
+		CTID: 901, GPUs: []observed.Ref{
+			{Index: 0, UUID: "GPU-1"}, {Index: 1}, {Index: 2, UUID: "GPU-3", IsMIG: true, MIG: observed.MIGDevice{UUID: "MIG-1"}},
+		},
+		Mode: observed.ModeNative, Capabilities: []string{"compute", "graphics"}, Assignment: "0,1,2:0", Digest: "old", DryRun: true, RequestID: "run/901", Who: "J\u00f6rg\x1b\xff",
 	})
 	want := node.Patched{Changed: true, Before: []byte("a\xff"), After: []byte("b"), Digest: "new", Revision: 7}
 	if diff := cmp.Diff(want, p); err != nil || diff != "" {
@@ -410,7 +413,10 @@ func TestPatch(t *testing.T) {
 	}
 	set := got.GetOperations()[0].GetSetPassthrough()
 	if got.GetCtid() != 901 || got.GetDigest() != "old" || !got.GetDryRun() || got.GetRequestId() != "run/901" || got.GetOnBehalfOf() != "J\u00f6rg??" || len(got.GetOperations()) != 1 ||
-		set.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE || len(set.GetGpus()) != 2 || set.GetGpus()[1].GetIndex() != 1 {
+		set.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_NATIVE || len(set.GetGpus()) != 3 || set.GetGpus()[0].GetUuid() != "GPU-1" || set.GetGpus()[1].GetIndex() != 1 || set.GetGpus()[2].GetUuid() != "MIG-1" ||
+		set.GetAssignment() != "0,1,2:0" || !slices.Equal(set.GetCapabilities(), []typev1.GpuCapability{
+		typev1.GpuCapability_GPU_CAPABILITY_COMPUTE, typev1.GpuCapability_GPU_CAPABILITY_GRAPHICS,
+	}) {
 		t.Errorf("request %v", got)
 	}
 	if _, err := n.Patch(t.Context(), node.Patch{CTID: 901, Mode: observed.ModeRaw}); err != nil {
@@ -504,7 +510,7 @@ func TestProbe(t *testing.T) {
 	if v, err := n.PVEVersion(t.Context()); err != nil || v != "9.1.2-sandbox" {
 		t.Errorf("PVEVersion = %q, %v", v, err)
 	}
-	if paths, err := n.Prepare(t.Context(), []int{0}); err != nil || !slices.Equal(paths, []string{"/dev/nvidia-uvm"}) {
+	if paths, err := n.Prepare(t.Context(), []observed.Ref{{Index: 0}}, nil); err != nil || !slices.Equal(paths, []string{"/dev/nvidia-uvm"}) {
 		t.Errorf("Prepare = %q, %v", paths, err)
 	}
 }

@@ -31,7 +31,8 @@ func (f *Fleet) Observe(ctx context.Context) *observed.Fleet {
 }
 
 func (n *Node) observe(ctx context.Context) observed.Node {
-	o := observed.Node{Name: n.name, Address: n.address, At: time.Now()}
+	at := time.Now()
+	o := observed.Node{Name: n.name, Address: n.address, At: at}
 	var devices *agentv1.ListDevicesResponse
 	var containers *agentv1.ListContainersResponse
 	group, ctx := errgroup.WithContext(ctx) // the error of the first that fails, not the other's cancellation
@@ -47,12 +48,8 @@ func (n *Node) observe(ctx context.Context) observed.Node {
 		o.Err = err
 		return o
 	}
-	o.DriverVersion = devices.GetDevices().GetDriverVersion()
-	o.GPUs = gpus(devices.GetDevices().GetGpus())
-	for _, c := range containers.GetContainers() {
-		o.Containers = append(o.Containers, Container(c))
-	}
-	o.VMs = containers.GetVmIds()
+	o = Observed(n.name, devices.GetDevices(), containers.GetContainers(), containers.GetVmIds())
+	o.Address, o.At = n.address, at
 	return o
 }
 

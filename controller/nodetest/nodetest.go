@@ -244,7 +244,7 @@ func conf(p *typev1.Passthrough) []byte {
 	return []byte(b.String())
 }
 
-// PatchConf knows SetPassthrough with indexes.
+// PatchConf knows SetPassthrough of whole GPUs, and keeps the record.
 func (a *Agent) PatchConf(_ context.Context, req *agentv1.PatchConfRequest) (*agentv1.PatchConfResponse, error) {
 	if !req.GetDryRun() {
 		a.called("PatchConf", req.GetCtid())
@@ -261,8 +261,14 @@ func (a *Agent) PatchConf(_ context.Context, req *agentv1.PatchConfRequest) (*ag
 	}
 	set := req.GetOperations()[0].GetSetPassthrough()
 	var gpus []int32
+	record := &typev1.Applied{Assignment: set.GetAssignment(), Mode: set.GetMode(), Capabilities: set.GetCapabilities()}
 	for _, g := range set.GetGpus() {
-		gpus = append(gpus, g.GetIndex())
+		i := int(g.GetIndex())
+		for g.GetUuid() != "" && i < a.GPUs && uuid(i) != g.GetUuid() {
+			i++
+		}
+		gpus = append(gpus, int32(i))
+		record.Gpus = append(record.Gpus, &typev1.AppliedGpu{Index: int32(i), Uuid: uuid(i)})
 	}
 	after := passthrough(gpus, set.GetMode())
 	resp := &agentv1.PatchConfResponse{
@@ -271,7 +277,7 @@ func (a *Agent) PatchConf(_ context.Context, req *agentv1.PatchConfRequest) (*ag
 	if req.GetDryRun() {
 		return resp, nil
 	}
-	c.Configured, c.Digest = after, resp.GetDigest()
+	c.Configured, c.Applied, c.Digest = after, record, resp.GetDigest()
 	c.RestartPending = c.GetEffective() != nil && !proto.Equal(c.GetConfigured(), c.GetEffective())
 	return resp, nil
 }

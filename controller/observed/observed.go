@@ -33,7 +33,40 @@ type GPU struct {
 	Minor      int // N of /dev/nvidiaN; -1 if unknown
 	Model      string
 	Driver     string // "nvidia", "vfio-pci", "nouveau", "none", "other"
+
+	NUMANode    int         // -1 if unknown, or the node has only one
+	NVLinkPeers []string    // PCI addresses of the GPUs that NVLink connects it to
+	MIGEnabled  bool        // whether it can be given by its MIG devices only
+	MIG         []MIGDevice // by index
+	Fault       string      // why it is given to no container anew; empty if it is fit
 }
+
+// A MIGDevice is one compute instance of a GPU.
+type MIGDevice struct {
+	Index           int    // as nvidia-smi counts in its GPU; -1 if unknown
+	UUID            string // empty if unknown
+	GPUInstance     int
+	ComputeInstance int    // in its GPU instance
+	Profile         string // "1g.10gb"; empty if unknown
+}
+
+// Refs returns what the GPU can be given as: itself, or its MIG devices.
+func (g GPU) Refs() []Ref {
+	whole := g.Ref()
+	if !g.MIGEnabled {
+		return []Ref{whole}
+	}
+	var refs []Ref
+	for _, m := range g.MIG {
+		r := whole
+		r.IsMIG, r.MIG = true, m
+		refs = append(refs, r)
+	}
+	return refs
+}
+
+// Ref returns the GPU as a whole.
+func (g GPU) Ref() Ref { return Ref{Index: g.Index, UUID: g.UUID, PCIAddress: g.PCIAddress} }
 
 // A State is LXC's state of a container, in lower case.
 type State string
@@ -66,6 +99,7 @@ type Container struct {
 	Unprivileged   bool
 	Digest         string
 	Configured     Passthrough
+	Applied        *Applied     // nil if its agent has no record
 	Effective      *Passthrough // nil if it does not run
 	RestartPending bool
 	Problems       []Problem
@@ -74,9 +108,18 @@ type Container struct {
 
 // A Passthrough is what gives a container its GPUs.
 type Passthrough struct {
-	GPUs    []int    // indexes, ascending; -1 for a device of a GPU that is gone
-	Mode    Mode     // of a conf; what is in effect has none
-	Devices []string // paths, sorted
+	GPUs         []Ref    // by index
+	Mode         Mode     // of a conf; what is in effect has none
+	Capabilities []string // what comes with the GPUs; empty if that is not told
+	Devices      []string // paths, sorted
+}
+
+// An Applied is the record that an agent keeps of what it was last told to give a container.
+type Applied struct {
+	Assignment   string // text of the gpu_assignment; empty if the caller told none
+	GPUs         []Ref  // as they were then
+	Mode         Mode
+	Capabilities []string
 }
 
 // A Problem is something wrong that the agent found. If it has no Advice, setting the passthrough anew mends it.

@@ -15,6 +15,10 @@ type Options struct {
 	Start   bool            // start stopped containers that have an assignment
 	Verify  bool            // verify devices also where nothing has changed
 	Scripts map[string]bool // the features that have a script
+
+	AcceptMoved bool // take indexes for the GPUs that they mean now
+	// Chosen is, by CTID, what an earlier plan of the same run has assigned: what it picked is picked again.
+	Chosen map[int32][]observed.Ref
 }
 
 // Compute returns the plan that brings what is observed to what the fleet file says. The same arguments give the same
@@ -26,8 +30,12 @@ func Compute(f *fleet.Fleet, o *observed.Fleet, opts Options) *Plan {
 	selected, warnings := selection(f, opts.CTIDs)
 	p.Warnings = warnings
 	there := count(o)
+	assigned := assign(f, there, opts)
 	for _, s := range order(f, selected) {
-		c := container(s.desired, there, opts)
+		c := container(s.desired, there, assigned[s.desired.CTID], opts)
+		for _, w := range assigned[c.CTID].Warnings {
+			p.Warnings = append(p.Warnings, "CTID "+itoa(c.CTID)+": "+w)
+		}
 		c.After = s.after
 		if s.cyclic {
 			c.Steps, c.Errors = nil, []string{"it waits for itself through clone_from_ctid or dependencies; validate the fleet file"}
@@ -41,11 +49,29 @@ func Compute(f *fleet.Fleet, o *observed.Fleet, opts Options) *Plan {
 
 // Verification returns what is stored of a container after its devices were verified: as long as it stays the same
 // there is nothing to verify anew. The instance is that of [observed.Container].
-func Verification(instance, mode string, gpus []int) string {
+func Verification(instance, mode string, gpus []observed.Ref) string {
 	if len(gpus) == 0 {
-		mode = "none"
+		return instance + " none none"
 	}
-	return instance + " " + mode + " " + strings.ReplaceAll(join(gpus), " ", "")
+	var keys []string
+	for _, r := range gpus {
+		keys = append(keys, r.Key())
+	}
+	return instance + " " + mode + " " + strings.Join(keys, ",")
+}
+
+// DevicesVerified tells whether what is stored shows that the devices were verified as key says; see [Verification].
+func DevicesVerified(stored, key string) bool {
+	return stored == key || strings.HasPrefix(stored, key+driverMark)
+}
+
+// driverMark stands in what is stored between the key of the devices and what was verified of the driver.
+const driverMark = " driver "
+
+// DriverVerification returns what is stored once the driver of a container was verified too: devices is what
+// [Verification] returns, version that of its node.
+func DriverVerification(devices, version, driverMode string) string {
+	return devices + driverMark + version + " " + driverMode
 }
 
 func selection(f *fleet.Fleet, ctids []int32) (selected map[int32]bool, warnings []string) {
@@ -98,22 +124,6 @@ func driverWarnings(f *fleet.Fleet, o *observed.Fleet, p *Plan) (warnings []stri
 		}
 	}
 	return warnings
-}
-
-// join writes GPU indexes for people: "0, 1". A GPU that is gone has no index.
-func join(gpus []int) string {
-	if len(gpus) == 0 {
-		return "none"
-	}
-	var parts []string
-	for _, gpu := range gpus {
-		if gpu < 0 {
-			parts = append(parts, "one that is gone")
-			continue
-		}
-		parts = append(parts, strconv.Itoa(gpu))
-	}
-	return strings.Join(parts, ", ")
 }
 
 func itoa(ctid int32) string { return strconv.Itoa(int(ctid)) }

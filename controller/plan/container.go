@@ -10,20 +10,24 @@ import (
 )
 
 // container plans one container by itself.
-func container(desired fleet.Container, o census, opts Options) Container {
-	c := Container{CTID: desired.CTID, Name: desired.Name, Desired: desired.GPUs, Mode: desired.Mode}
+func container(desired fleet.Container, o census, assigned Assigned, opts Options) Container {
+	c := Container{
+		CTID: desired.CTID, Name: desired.Name, Assignment: fleet.Text(desired.GPUs), Desired: assigned.GPUs, Mode: desired.Mode,
+		Capabilities: desired.Capabilities,
+	}
 	found, node, err := o.locate(desired)
 	if err != nil {
 		c.Errors = []string{err.Error()}
 		return c
 	}
-	c.Node, c.Digest, c.Instance, c.Configured = node.Name, found.Digest, found.Instance, found.Configured.GPUs
+	c.Node, c.Digest, c.Instance, c.Configured = node.Name, found.Digest, found.Instance, node.Full(found.Configured.GPUs)
 	running := found.State != observed.StateStopped && !found.Template
 	s := sequence{
-		desired: desired, found: found, node: node, opts: opts,
-		verified: o.Verified[desired.CTID],
-		running:  running,
-		will:     running || opts.Start && !found.Template && len(desired.GPUs) > 0,
+		desired: desired, assigned: assigned, found: found, node: node, opts: opts,
+		configured: c.Configured,
+		verified:   o.Verified[desired.CTID],
+		running:    running,
+		will:       running || opts.Start && !found.Template && len(desired.GPUs) > 0,
 	}
 	c.Steps, c.Errors, c.Notes = s.plan()
 	return c
@@ -31,11 +35,13 @@ func container(desired fleet.Container, o census, opts Options) Container {
 
 // A sequence is the steps for one container in the making.
 type sequence struct {
-	desired  fleet.Container
-	found    *observed.Container
-	node     *observed.Node
-	opts     Options
-	verified string // what is stored of its last verification
+	desired    fleet.Container
+	assigned   Assigned // what the assignment comes to
+	found      *observed.Container
+	node       *observed.Node
+	opts       Options
+	configured []observed.Ref // in full
+	verified   string         // what is stored of its last verification
 
 	running bool // now
 	will    bool // it runs, or is to be started
@@ -45,12 +51,12 @@ func (s *sequence) plan() (steps []Step, errors, notes []string) {
 	if i := slices.IndexFunc(s.found.Problems, func(p observed.Problem) bool { return p.Kind == "unreadable" }); i >= 0 {
 		return nil, []string{sentence(s.found.Problems[i])}, nil
 	}
-	errors = s.gpuErrors()
+	errors = slices.Clone(s.assigned.Errors)
 	patch := s.patchReasons()
 	restart := s.restartReason(len(patch) > 0)
 	verify := s.verifyReason(restart != "")
-	if len(s.desired.GPUs) > 0 && (len(patch) > 0 || restart != "" || verify != "") {
-		steps = append(steps, Step{Kind: CheckDevices, Reason: gpuWord(s.desired.GPUs) + " on node " + s.node.Name})
+	if len(s.assigned.GPUs) > 0 && (len(patch) > 0 || restart != "" || verify != "") {
+		steps = append(steps, Step{Kind: CheckDevices, Reason: observed.Names(s.assigned.GPUs) + " on node " + s.node.Name})
 	}
 	if len(patch) > 0 {
 		steps = append(steps, Step{Kind: PatchConf, Reason: strings.Join(patch, ", ")})
@@ -72,46 +78,6 @@ func (s *sequence) plan() (steps []Step, errors, notes []string) {
 		steps = nil
 	}
 	return steps, errors, notes
-}
-
-// gpuErrors says why the node cannot give the assignment.
-func (s *sequence) gpuErrors() (errors []string) {
-	if len(s.desired.GPUs) == 0 {
-		return nil
-	}
-	if s.node.DriverVersion == "" {
-		return []string{fmt.Sprintf("node %s has not loaded the nvidia driver, so it cannot give %s; load it with modprobe nvidia", s.node.Name, gpuWord(s.desired.GPUs))}
-	}
-	var has []int
-	elsewhere := ""
-	for _, g := range s.node.GPUs {
-		if g.Index >= 0 {
-			has = append(has, g.Index)
-		} else {
-			elsewhere += "; " + g.PCIAddress + " is bound to " + driverName(g.Driver)
-		}
-	}
-	slices.Sort(has)
-	for _, index := range s.desired.GPUs {
-		i := slices.IndexFunc(s.node.GPUs, func(g observed.GPU) bool { return g.Index == index })
-		switch {
-		case i < 0:
-			errors = append(errors, fmt.Sprintf("node %s has no GPU %d; it has %s%s", s.node.Name, index, join(has), elsewhere))
-		case s.node.GPUs[i].Driver != "nvidia":
-			errors = append(errors, fmt.Sprintf("GPU %d of node %s is bound to %s; bind it to nvidia, or assign another", index, s.node.Name, driverName(s.node.GPUs[i].Driver)))
-		}
-	}
-	return errors
-}
-
-func driverName(driver string) string {
-	switch driver {
-	case "", "none":
-		return "no driver"
-	case "other":
-		return "another driver"
-	}
-	return driver
 }
 
 // told are the problems that no apply mends, whatever their advice.
@@ -136,49 +102,95 @@ func (s *sequence) inEffect(p observed.Problem) bool {
 	return false
 }
 
-// shared are the devices that every assignment gives besides those of the GPUs themselves.
+// shared are the devices that every use of CUDA needs besides those of the GPUs themselves.
 var shared = []string{"/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl"}
 
-// hasDesired tells whether the running container has just the devices that the assignment gives.
+// capabilityNodes is how many capability nodes a MIG device has: one of the GPU instance, one of the compute instance.
+const capabilityNodes = 2
+
+// hasDesired tells whether the running container has just the devices that the assignment gives. Which devices come with
+// other capabilities only the agent knows: then there is no telling.
 func (s *sequence) hasDesired() bool {
-	e := s.found.Effective
-	if len(s.desired.GPUs) == 0 {
+	e, gpus := s.found.Effective, s.assigned.GPUs
+	if len(gpus) == 0 {
 		return len(e.Devices) == 0
 	}
+	count := len(shared) + len(observed.Indexes(gpus))
+	for _, r := range gpus {
+		if r.IsMIG {
+			count += capabilityNodes
+		}
+	}
 	missing := func(path string) bool { return !slices.Contains(e.Devices, path) }
-	return equal(e.GPUs, s.desired.GPUs) && len(e.Devices) == len(s.desired.GPUs)+len(shared) && !slices.ContainsFunc(shared, missing)
+	return slices.Equal(s.desired.Capabilities, computeOnly) && observed.Equal(e.GPUs, gpus) && len(e.Devices) == count &&
+		!slices.ContainsFunc(shared, missing)
+}
+
+var computeOnly = []string{fleet.CapabilityCompute}
+
+// capabilitiesOf returns those of a passthrough with GPUs; nil if there are none, or if they are not told.
+func capabilitiesOf(p observed.Passthrough) []string {
+	if len(p.GPUs) == 0 {
+		return nil
+	}
+	return p.Capabilities
 }
 
 // patchReasons says in what the conf differs from the assignment.
 func (s *sequence) patchReasons() (reasons []string) {
-	configured := s.found.Configured
-	for _, gpu := range s.desired.GPUs {
-		if !slices.Contains(configured.GPUs, gpu) {
-			reasons = append(reasons, fmt.Sprintf("add GPU %d", gpu))
+	configured, gpus := s.found.Configured, s.assigned.GPUs
+	for _, r := range gpus {
+		if !observed.Has(s.configured, r) {
+			reasons = append(reasons, "add "+r.String())
 		}
 	}
-	for _, gpu := range slices.Compact(slices.Clone(configured.GPUs)) {
+	gone := false
+	for _, r := range s.configured {
 		switch {
-		case gpu < 0:
+		case r.Index < 0 && gone:
+		case r.Index < 0:
+			gone = true
 			reasons = append(reasons, "remove a GPU that is gone")
-		case !slices.Contains(s.desired.GPUs, gpu):
-			reasons = append(reasons, fmt.Sprintf("remove GPU %d", gpu))
+		case !observed.Has(gpus, r):
+			reasons = append(reasons, "remove "+r.String())
 		}
 	}
+	has := capabilitiesOf(configured)
 	switch {
-	case len(s.desired.GPUs) == 0:
+	case len(gpus) == 0:
 		if len(configured.GPUs) == 0 && len(configured.Devices) > 0 {
 			reasons = append(reasons, "remove "+strings.Join(configured.Devices, ", "))
 		}
 	case configured.Mode != observed.ModeNone && string(configured.Mode) != s.desired.Mode:
 		reasons = append(reasons, fmt.Sprintf("change mode from %s to %s", configured.Mode, s.desired.Mode))
 	}
+	if len(gpus) > 0 && has != nil && !slices.Equal(has, s.desired.Capabilities) {
+		reasons = append(reasons, fmt.Sprintf("change capabilities from %s to %s", strings.Join(has, ", "), strings.Join(s.desired.Capabilities, ", ")))
+	}
+	reasons = append(reasons, s.recordReasons()...)
 	for _, p := range s.found.Problems {
 		// What goes away with the GPUs is nothing to mend.
-		goes := len(s.desired.GPUs) == 0 && p.Kind == "control_device_not_given"
+		goes := len(gpus) == 0 && p.Kind == "control_device_not_given"
 		if mendable(p) && !goes {
 			reasons = append(reasons, "mend: "+at(p))
 		}
+	}
+	return reasons
+}
+
+// recordReasons says why the agent's record is to be written anew although the conf is right: it tells what indexes and
+// picks mean.
+func (s *sequence) recordReasons() (reasons []string) {
+	for _, moved := range s.assigned.Moved {
+		reasons = append(reasons, "accept: "+moved)
+	}
+	a := s.found.Applied
+	switch text := fleet.Text(s.desired.GPUs); {
+	case a == nil || len(s.assigned.GPUs) == 0 || len(reasons) > 0:
+	case a.Assignment != text:
+		reasons = append(reasons, fmt.Sprintf("record the assignment %s", text))
+	case !observed.Equal(s.node.Full(a.GPUs), s.assigned.GPUs):
+		reasons = append(reasons, fmt.Sprintf("record %s", observed.Names(s.assigned.GPUs)))
 	}
 	return reasons
 }
@@ -192,17 +204,19 @@ func (s *sequence) restartReason(patched bool) string {
 		}
 		return ""
 	}
-	e, configured := s.found.Effective, s.found.Configured
+	e, configured, gpus := s.found.Effective, s.found.Configured, s.assigned.GPUs
 	switch {
 	case e == nil && (patched || s.found.RestartPending):
 		return "what it has cannot be read, so only a restart makes sure"
 	case e == nil:
 		return ""
-	case !equal(e.GPUs, s.desired.GPUs) && !equal(configured.GPUs, s.desired.GPUs):
-		return fmt.Sprintf("effective GPUs %s; desired %s", join(e.GPUs), join(s.desired.GPUs))
-	case !equal(e.GPUs, s.desired.GPUs):
-		return fmt.Sprintf("effective GPUs %s; configured %s: restart pending", join(e.GPUs), join(s.desired.GPUs))
-	case len(s.desired.GPUs) == 0 && len(e.Devices) > 0 && (patched || s.found.RestartPending):
+	case !observed.Equal(e.GPUs, gpus) && !observed.Equal(configured.GPUs, gpus):
+		return fmt.Sprintf("effective GPUs %s; desired %s", observed.List(s.node.Full(e.GPUs)), observed.List(gpus))
+	case !observed.Equal(e.GPUs, gpus):
+		return fmt.Sprintf("effective GPUs %s; configured %s: restart pending", observed.List(s.node.Full(e.GPUs)), observed.List(gpus))
+	case capabilitiesOf(*e) != nil && !slices.Equal(e.Capabilities, s.desired.Capabilities):
+		return fmt.Sprintf("effective capabilities %s; desired %s", strings.Join(e.Capabilities, ", "), strings.Join(s.desired.Capabilities, ", "))
+	case len(s.assigned.GPUs) == 0 && len(e.Devices) > 0 && (patched || s.found.RestartPending):
 		return "it still has " + strings.Join(e.Devices, ", ")
 	}
 	for _, p := range s.found.Problems {
@@ -222,21 +236,26 @@ func (s *sequence) verifyReason(restart bool) string {
 	if !s.will {
 		return ""
 	}
-	what := gpuWord(s.desired.GPUs) + " and no other"
-	if len(s.desired.GPUs) == 0 {
+	what := observed.Names(s.assigned.GPUs) + " and no other"
+	if len(s.assigned.GPUs) == 0 {
 		what = "no GPU"
 	}
 	switch {
 	case restart:
 		return what + ", after the restart"
-	case len(s.desired.GPUs) == 0 && len(s.node.GPUs) == 0:
+	case len(s.assigned.GPUs) == 0 && len(s.node.GPUs) == 0:
 		return ""
-	case s.verified != Verification(s.found.Instance, s.desired.Mode, s.desired.GPUs):
+	case !DevicesVerified(s.verified, s.devices()):
 		return what + ": not verified since its start"
 	case s.opts.Verify:
 		return what + ", as asked"
 	}
 	return ""
+}
+
+// devices returns what is stored when the devices are verified.
+func (s *sequence) devices() string {
+	return Verification(s.found.Instance, s.desired.Mode, s.assigned.GPUs)
 }
 
 // features returns the steps of the features that have a script, and notes on the others.
@@ -285,7 +304,7 @@ func isRestart(s Step) bool { return s.Kind == Restart }
 
 // stateNotes tells what is worth knowing about the container as it is.
 func (s *sequence) stateNotes(steps []Step) (notes []string) {
-	wants := len(s.desired.GPUs) > 0 || len(steps) > 0 || s.desired.HealthCheck != nil
+	wants := len(s.assigned.GPUs) > 0 || len(steps) > 0 || s.desired.HealthCheck != nil
 	switch {
 	case s.found.Template && wants:
 		notes = append(notes, "it is a template: never started")
@@ -293,7 +312,7 @@ func (s *sequence) stateNotes(steps []Step) (notes []string) {
 		notes = append(notes, "it is stopped, and stays so: nothing in it is verified; apply --start starts containers that have GPUs")
 	}
 	notes = append(notes, s.shiftNotes()...)
-	if !s.found.Unprivileged && len(s.desired.GPUs) > 0 {
+	if !s.found.Unprivileged && len(s.assigned.GPUs) > 0 {
 		notes = append(notes, "it is privileged: with GPUs it is no security boundary")
 	}
 	restarts := slices.ContainsFunc(steps, isRestart)
@@ -310,7 +329,10 @@ func (s *sequence) stateNotes(steps []Step) (notes []string) {
 // before they were bound elsewhere.
 func (s *sequence) shiftNotes() (notes []string) {
 	for i, g := range s.node.GPUs {
-		counted := func(g observed.GPU) bool { return slices.Contains(s.desired.GPUs, g.Index) }
+		byIndex := func(d fleet.Selector) bool { return d.Kind == fleet.ByIndex || d.Kind == fleet.ByMIGIndex }
+		counted := func(g observed.GPU) bool {
+			return slices.ContainsFunc(s.desired.GPUs, func(d fleet.Selector) bool { return byIndex(d) && d.Index == g.Index })
+		}
 		if g.Index < 0 && slices.ContainsFunc(s.node.GPUs[i:], counted) {
 			notes = append(notes, fmt.Sprintf("%s is bound to %s: the indexes of node %s count without it", g.PCIAddress, driverName(g.Driver), s.node.Name))
 		}
@@ -331,18 +353,6 @@ func sentence(p observed.Problem) string {
 		return at(p)
 	}
 	return at(p) + ": " + p.Advice
-}
-
-func gpuWord(gpus []int) string {
-	if len(gpus) == 1 {
-		return "GPU " + join(gpus)
-	}
-	return "GPUs " + join(gpus)
-}
-
-// equal compares GPUs as sets: both are ascending, and a GPU that is gone may stand there for each of its devices.
-func equal(a, b []int) bool {
-	return slices.Equal(slices.Compact(slices.Clone(a)), slices.Compact(slices.Clone(b)))
 }
 
 func firstLine(s string) string {

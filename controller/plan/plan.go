@@ -2,6 +2,8 @@
 // pure: no RPC, no clock, no randomness.
 package plan
 
+import "phoenix.internal/controller/observed"
+
 // A Plan is what an apply would do.
 type Plan struct {
 	FleetSHA256 string
@@ -19,11 +21,13 @@ type Container struct {
 	Errors []string // why it cannot be planned; Steps is then empty
 	Notes  []string
 
-	Configured []int  // GPU indexes by its conf
-	Desired    []int  // GPU indexes it is to have
-	Mode       string // "raw" or "native"
-	Digest     string // of the conf it was planned against
-	Instance   string // of the container it was planned against; empty if it does not run
+	Assignment   string         // text of its gpu_assignment; "none" for none
+	Configured   []observed.Ref // by its conf
+	Desired      []observed.Ref // it is to have
+	Mode         string         // "raw" or "native"
+	Capabilities []string       // of the GPUs it is to have
+	Digest       string         // of the conf it was planned against
+	Instance     string         // of the container it was planned against; empty if it does not run
 }
 
 // A Kind is what a step does. The order of the constants is the order within a container.

@@ -30,8 +30,8 @@ func node(containers ...observed.Container) observed.Node {
 		Name:          "pve1",
 		DriverVersion: "580.76.05",
 		GPUs: []observed.GPU{
-			{Index: 0, PCIAddress: "0000:01:00.0", Minor: 0, Driver: "nvidia"},
-			{Index: 1, PCIAddress: "0000:02:00.0", Minor: 1, Driver: "nvidia"},
+			{Index: 0, PCIAddress: "0000:01:00.0", Minor: 0, Driver: "nvidia", NUMANode: -1},
+			{Index: 1, PCIAddress: "0000:02:00.0", Minor: 1, Driver: "nvidia", NUMANode: -1},
 		},
 		Containers: containers,
 	}
@@ -48,9 +48,17 @@ func verified(n observed.Node) *observed.Fleet {
 	return o
 }
 
+// refs are the GPUs with these indexes.
+func refs(indexes ...int) (all []observed.Ref) {
+	for _, i := range indexes {
+		all = append(all, observed.Ref{Index: i})
+	}
+	return all
+}
+
 // given is a passthrough in raw mode.
 func given(gpus ...int) observed.Passthrough {
-	p := observed.Passthrough{GPUs: gpus}
+	p := observed.Passthrough{GPUs: refs(gpus...)}
 	if len(gpus) > 0 {
 		p.Mode = observed.ModeRaw
 		p.Devices = []string{"/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
@@ -70,7 +78,7 @@ func running(configured, effective observed.Passthrough) observed.Container {
 	return observed.Container{
 		CTID: 901, State: observed.StateRunning, Unprivileged: true, Digest: "d901", Instance: "boot:1:1",
 		Configured: configured, Effective: &effective,
-		RestartPending: !slices.Equal(configured.GPUs, effective.GPUs),
+		RestartPending: !observed.Equal(configured.GPUs, effective.GPUs),
 	}
 }
 
@@ -257,8 +265,8 @@ func TestVerificationIsRemembered(t *testing.T) {
 }
 
 func TestMode(t *testing.T) {
-	native := observed.Passthrough{GPUs: []int{0}, Mode: observed.ModeNative}
-	mixed := observed.Passthrough{GPUs: []int{0}, Mode: observed.ModeMixed}
+	native := observed.Passthrough{GPUs: refs(0), Mode: observed.ModeNative}
+	mixed := observed.Passthrough{GPUs: refs(0), Mode: observed.ModeMixed}
 	for _, r := range []row{
 		{
 			name:  "from raw to native: the devices stay the same, so nothing is restarted",
@@ -825,7 +833,8 @@ func TestWhatItWasPlannedAgainst(t *testing.T) {
 		FleetSHA256: f.SHA256,
 		Containers: []plan.Container{{
 			CTID: 901, Name: "vllm", Node: "pve1",
-			Configured: []int{0}, Desired: []int{1}, Mode: "native", Digest: "d901", Instance: "boot:1:1",
+			Assignment: "1", Configured: []observed.Ref{{Index: 0, PCIAddress: "0000:01:00.0"}}, Capabilities: []string{"compute"},
+			Desired: []observed.Ref{{Index: 1, PCIAddress: "0000:02:00.0"}}, Mode: "native", Digest: "d901", Instance: "boot:1:1",
 		}},
 	}
 	if diff := cmp.Diff(want, p, cmpopts.IgnoreFields(plan.Container{}, "Steps")); diff != "" {

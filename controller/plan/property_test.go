@@ -72,9 +72,9 @@ func checkInvariants(t *testing.T, seed uint64, c plan.Container, found *observe
 	switch {
 	case found.Template && has(plan.Restart):
 		fail("a template is started")
-	case found.Effective != nil && !slices.Equal(found.Effective.GPUs, c.Desired) && !has(plan.Restart):
+	case found.Effective != nil && !observed.Equal(found.Effective.GPUs, c.Desired) && !has(plan.Restart):
 		fail("effective GPUs are wrong, and there is no restart")
-	case !slices.Equal(found.Configured.GPUs, c.Desired) && !has(plan.PatchConf):
+	case !observed.Equal(found.Configured.GPUs, c.Desired) && !has(plan.PatchConf):
 		fail("configured GPUs are wrong, and there is no patch")
 	case has(plan.Restart) && !has(plan.VerifyDevices):
 		fail("a restart without verifying")
@@ -89,7 +89,7 @@ func carryOut(c plan.Container, o *observed.Fleet) {
 	for _, s := range c.Steps {
 		switch s.Kind {
 		case plan.PatchConf:
-			found.Configured = given(c.Desired...)
+			found.Configured = given(observed.Indexes(c.Desired)...)
 			if len(c.Desired) > 0 {
 				found.Configured.Mode = observed.Mode(c.Mode)
 			}
@@ -141,7 +141,10 @@ func world(r *rand.Rand) (*fleet.Fleet, *observed.Fleet) {
 	kinds := []string{"wrong_major", "wildcard_rule", "duplicate_entry", "mode_conflict", "device_gone", "entry_in_snapshot", "entry_in_pending", "ghost_file"}
 	advice := map[string]string{"entry_in_snapshot": "a", "entry_in_pending": "a", "ghost_file": "a"}
 	for i := range int32(1 + r.IntN(8)) {
-		desired := fleet.Container{CTID: 900 + i, GPUs: gpus(), Mode: []string{fleet.ModeRaw, fleet.ModeNative}[r.IntN(2)]}
+		desired := fleet.Container{
+			CTID: 900 + i, GPUs: selectors(gpus()), Mode: []string{fleet.ModeRaw, fleet.ModeNative}[r.IntN(2)],
+			Capabilities: []string{fleet.CapabilityCompute},
+		}
 		if i > 0 {
 			desired.CloneFrom = 900 + r.Int32N(i)
 			desired.Dependencies = []int32{900 + r.Int32N(i), 1002}
@@ -176,12 +179,20 @@ func world(r *rand.Rand) (*fleet.Fleet, *observed.Fleet) {
 	return f, o
 }
 
+// selectors name GPUs by index.
+func selectors(indexes []int) (all []fleet.Selector) {
+	for _, i := range indexes {
+		all = append(all, fleet.Selector{Kind: fleet.ByIndex, Index: i})
+	}
+	return all
+}
+
 // BenchmarkCompute plans the largest fleet file there can be, with nothing to do.
 func BenchmarkCompute(b *testing.B) {
 	f := &fleet.Fleet{}
 	n := node()
 	for ctid := range int32(fleet.MaxContainers) {
-		f.Containers = append(f.Containers, fleet.Container{CTID: 1000 + ctid, GPUs: []int{0}, Mode: fleet.ModeRaw, CloneFrom: 999 + ctid})
+		f.Containers = append(f.Containers, fleet.Container{CTID: 1000 + ctid, GPUs: selectors([]int{0}), Capabilities: []string{fleet.CapabilityCompute}, Mode: fleet.ModeRaw, CloneFrom: 999 + ctid})
 		n.Containers = append(n.Containers, with(running(given(0), given(0)), func(c *observed.Container) { c.CTID = 1000 + ctid }))
 	}
 	o := verified(n)

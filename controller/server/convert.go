@@ -12,6 +12,7 @@ import (
 	"phoenix.internal/controller/engine"
 	"phoenix.internal/controller/fleet"
 	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
 	"phoenix.internal/controller/plan"
 	"phoenix.internal/controller/store"
 )
@@ -34,8 +35,6 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 	}
 	return timestamppb.New(t)
 }
-
-func int32s(ints []int) []int32 { return convert(ints, func(i int) int32 { return int32(i) }) }
 
 func nodeError(n *node.Node, err error) *typev1.NodeError {
 	return &typev1.NodeError{Node: n.Name(), Address: n.Address(), Message: messageOf(err)}
@@ -70,10 +69,47 @@ func modeProto(mode string) typev1.PassthroughMode {
 	return typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED
 }
 
+func namedIndexes(selectors []fleet.Selector) (indexes []int32) {
+	for _, s := range selectors {
+		if s.Kind == fleet.ByIndex {
+			indexes = append(indexes, int32(s.Index))
+		}
+	}
+	return indexes
+}
+
+func indexes(refs []observed.Ref) []int32 {
+	return convert(observed.Indexes(refs), func(i int) int32 { return int32(i) })
+}
+
+var policies = map[string]controllerv1.GpuPolicy{
+	fleet.PolicyShared:    controllerv1.GpuPolicy_GPU_POLICY_SHARED,
+	fleet.PolicyExclusive: controllerv1.GpuPolicy_GPU_POLICY_EXCLUSIVE,
+}
+
+var driverModes = map[string]controllerv1.DriverMode{
+	fleet.DriverInstall: controllerv1.DriverMode_DRIVER_MODE_INSTALL,
+	fleet.DriverHost:    controllerv1.DriverMode_DRIVER_MODE_HOST,
+	fleet.DriverNone:    controllerv1.DriverMode_DRIVER_MODE_NONE,
+}
+
+func refProto(r observed.Ref) *controllerv1.AssignedGpu {
+	p := &controllerv1.AssignedGpu{Index: int32(r.Index), Uuid: r.UUID, PciAddress: r.PCIAddress}
+	if r.IsMIG {
+		p.Mig = &controllerv1.AssignedMig{
+			Index: int32(r.MIG.Index), Uuid: r.MIG.UUID, Profile: r.MIG.Profile,
+			GpuInstanceId: int32(r.MIG.GPUInstance), ComputeInstanceId: int32(r.MIG.ComputeInstance),
+		}
+	}
+	return p
+}
+
 func fleetContainerProto(c fleet.Container) *controllerv1.FleetContainer {
 	p := &controllerv1.FleetContainer{
-		Ctid: c.CTID, Name: c.Name, Node: c.Node, GpuIndexes: int32s(c.GPUs), Mode: modeProto(c.Mode),
+		Ctid: c.CTID, Name: c.Name, Node: c.Node, Mode: modeProto(c.Mode),
 		CloneFromCtid: c.CloneFrom, Dependencies: c.Dependencies, Features: c.Features,
+		GpuIndexes: namedIndexes(c.GPUs), GpuAssignment: fleet.Text(c.GPUs), GpuPolicy: policies[c.Policy], GpuCapabilities: node.Capabilities(c.Capabilities),
+		DriverMode: driverModes[c.DriverMode],
 	}
 	if c.HealthCheck != nil {
 		p.HealthCheck = c.HealthCheck.Command
@@ -96,7 +132,8 @@ func containerPlanProto(c plan.Container) *controllerv1.ContainerPlan {
 		Steps: convert(c.Steps, func(s plan.Step) *controllerv1.PlannedStep {
 			return &controllerv1.PlannedStep{Kind: kindProto(s.Kind), Feature: s.Feature, Reason: s.Reason}
 		}),
-		ConfiguredGpuIndexes: int32s(c.Configured), DesiredGpuIndexes: int32s(c.Desired),
+		ConfiguredGpuIndexes: indexes(c.Configured), DesiredGpuIndexes: indexes(c.Desired),
+		GpuAssignment: c.Assignment, ConfiguredGpus: convert(c.Configured, refProto), DesiredGpus: convert(c.Desired, refProto),
 	}
 }
 

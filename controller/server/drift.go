@@ -10,12 +10,28 @@ import (
 
 	"phoenix.internal/controller/fleet"
 	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
 	"phoenix.internal/controller/plan"
 )
 
-// judge compares the desired state of a container with what the nodes report about it. The nodes are those configured.
-func judge(want fleet.Container, nodes []string, found []*typev1.Container, unreachable []*typev1.NodeError, run string) *controllerv1.ContainerStatus {
-	st := &controllerv1.ContainerStatus{Desired: fleetContainerProto(want), Run: run}
+// A comparison has what there is to judge one container by.
+type comparison struct {
+	want        fleet.Container
+	assigned    plan.Assigned // what its assignment comes to
+	located     bool          // whether that could be told, or there is no assignment
+	nodes       []string      // those configured
+	observed    *observed.Fleet
+	found       []*typev1.Container // what the nodes report about it
+	unreachable []*typev1.NodeError
+}
+
+// judge compares the desired state of the container with what the nodes report about it. run is the one that works on it.
+func (b comparison) judge(run string) *controllerv1.ContainerStatus {
+	want, nodes, found, unreachable := b.want, b.nodes, b.found, b.unreachable
+	st := &controllerv1.ContainerStatus{
+		Desired: fleetContainerProto(want), Run: run,
+		DesiredGpus: convert(b.assigned.GPUs, refProto), GpuMoved: len(b.assigned.Moved) > 0,
+	}
 	switch {
 	case len(found) == 0 && mayBeOn(want.Node, unreachable):
 		st.State = controllerv1.SyncState_SYNC_STATE_UNKNOWN
@@ -48,8 +64,8 @@ func judge(want fleet.Container, nodes []string, found []*typev1.Container, unre
 		addDrift(st, fmt.Sprintf("nodes %s all have a container with this CTID; shown is that of %s",
 			strings.Join(names, ", "), st.Observed.GetNode()))
 	}
-	addDrift(st, confDrift(want, st.Observed)...)
-	addDrift(st, effectiveDrift(st.Observed)...)
+	addDrift(st, b.confDrift(st.Observed)...)
+	addDrift(st, effectiveDrift(b.node(st.Observed), st.Observed)...)
 	return st
 }
 
@@ -69,23 +85,36 @@ func addDrift(st *controllerv1.ContainerStatus, sentences ...string) {
 	}
 }
 
+// node returns the node of a container as observed.
+func (b comparison) node(c *typev1.Container) *observed.Node {
+	i := slices.IndexFunc(b.observed.Nodes, func(n observed.Node) bool { return n.Name == c.GetNode() })
+	return &b.observed.Nodes[i]
+}
+
 // confDrift compares the conf with the fleet file.
-func confDrift(want fleet.Container, c *typev1.Container) (drift []string) {
+func (b comparison) confDrift(c *typev1.Container) (drift []string) {
+	want := b.want
 	if want.Node != "" && want.Node != c.GetNode() {
 		drift = append(drift, fmt.Sprintf("it is on node %s; the fleet file wants it on %s", c.GetNode(), want.Node))
 	}
-	configured, mode := gpuIndexes(c.GetConfigured()), c.GetConfigured().GetMode()
-	switch devices := c.GetConfigured().GetDevices(); {
-	case !slices.Equal(configured, want.GPUs):
-		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns %s", gpuText(configured), gpuText(want.GPUs)))
+	seen := node.Container(c)
+	configured := b.node(c).Full(seen.Configured.GPUs)
+	assigned, known := b.gpus()
+	drift = append(drift, b.assigned.Errors...)
+	switch devices := seen.Configured.Devices; {
+	case !known:
+	case !observed.Equal(configured, assigned):
+		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns %s", observed.Names(configured), observed.Names(assigned)))
 	case len(want.GPUs) == 0 && len(devices) > 0:
-		paths := strings.Join(convert(devices, (*typev1.Device).GetPath), ", ")
-		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns no GPU", paths))
+		drift = append(drift, fmt.Sprintf("its conf gives %s; the fleet file assigns no GPU", strings.Join(devices, ", ")))
+	case len(want.GPUs) > 0 && len(seen.Configured.Capabilities) > 0 && !slices.Equal(seen.Configured.Capabilities, want.Capabilities):
+		drift = append(drift, fmt.Sprintf("its conf gives devices for %s; the fleet file says %s",
+			strings.Join(seen.Configured.Capabilities, ", "), strings.Join(want.Capabilities, ", ")))
 	}
-	if len(want.GPUs) > 0 && mode != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED && mode != modeProto(want.Mode) {
-		drift = append(drift, fmt.Sprintf("its conf gives the devices in %s mode; the fleet file says %s", modeText(mode), want.Mode))
+	if mode := seen.Configured.Mode; len(want.GPUs) > 0 && mode != observed.ModeNone && string(mode) != want.Mode {
+		drift = append(drift, fmt.Sprintf("its conf gives the devices in %s mode; the fleet file says %s", mode, want.Mode))
 	}
-	for _, p := range node.Container(c).Problems {
+	for _, p := range seen.Problems {
 		if plan.Mendable(p) {
 			drift = append(drift, "its conf: "+p.Message)
 		}
@@ -93,42 +122,34 @@ func confDrift(want fleet.Container, c *typev1.Container) (drift []string) {
 	return drift
 }
 
+// gpus returns what the container is to have, if that is known: where it is not located indexes say enough.
+func (b comparison) gpus() (gpus []observed.Ref, known bool) {
+	if b.located || len(b.want.GPUs) == 0 {
+		return b.assigned.GPUs, len(b.assigned.Errors) == 0
+	}
+	for _, s := range b.want.GPUs {
+		if s.Kind != fleet.ByIndex {
+			return nil, false
+		}
+		gpus = append(gpus, observed.Ref{Index: s.Index})
+	}
+	return gpus, true
+}
+
 // effectiveDrift compares what the running container has with its conf.
-func effectiveDrift(c *typev1.Container) []string {
+func effectiveDrift(n *observed.Node, c *typev1.Container) []string {
 	if !c.GetRestartPending() {
 		return nil
 	}
-	configured, effective := gpuIndexes(c.GetConfigured()), gpuIndexes(c.GetEffective())
-	if slices.Equal(configured, effective) {
+	seen := node.Container(c)
+	configured, effective := n.Full(seen.Configured.GPUs), []observed.Ref(nil)
+	if seen.Effective != nil {
+		effective = n.Full(seen.Effective.GPUs)
+	}
+	if observed.Equal(configured, effective) {
 		return []string{"a restart is pending: what it has differs from its conf in devices that GPUs share, or in their numbers"}
 	}
-	return []string{fmt.Sprintf("a restart is pending: it has %s; its conf gives %s", gpuText(effective), gpuText(configured))}
-}
-
-func gpuIndexes(p *typev1.Passthrough) []int {
-	return convert(p.GetGpus(), func(g *typev1.GpuRef) int { return int(g.GetIndex()) })
-}
-
-func gpuText(indexes []int) string {
-	if len(indexes) == 0 {
-		return "no GPU"
-	}
-	var texts []string
-	for _, i := range indexes {
-		if i < 0 {
-			texts = append(texts, "one that is gone")
-		} else {
-			texts = append(texts, fmt.Sprint(i))
-		}
-	}
-	if len(texts) == 1 {
-		return "GPU " + texts[0]
-	}
-	return "GPUs " + strings.Join(texts, ", ")
-}
-
-func modeText(m typev1.PassthroughMode) string {
-	return strings.ToLower(strings.TrimPrefix(m.String(), "PASSTHROUGH_MODE_"))
+	return []string{fmt.Sprintf("a restart is pending: it has %s; its conf gives %s", observed.Names(effective), observed.Names(configured))}
 }
 
 func stateText(s typev1.ContainerState) string {

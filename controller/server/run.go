@@ -28,7 +28,7 @@ func (s *runService) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*
 	if err := checkCTIDs(req.GetCtids()); err != nil {
 		return nil, err
 	}
-	planned, err := s.Engine.Plan(ctx, engine.Request{CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify()})
+	planned, err := s.Engine.Plan(ctx, engine.Request{CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify(), AcceptMoved: req.GetAcceptMoved()})
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,9 @@ func (s *runService) addConf(ctx context.Context, c plan.Container, p *controlle
 	if err != nil {
 		return err
 	}
-	patched, err := n.Patch(ctx, node.Patch{CTID: c.CTID, GPUs: c.Desired, Mode: observed.Mode(c.Mode), DryRun: true})
+	patched, err := n.Patch(ctx, node.Patch{
+		CTID: c.CTID, GPUs: c.Desired, Mode: observed.Mode(c.Mode), Capabilities: c.Capabilities, DryRun: true,
+	})
 	if err != nil {
 		return err
 	}
@@ -110,7 +112,7 @@ func (s *runService) Apply(req *controllerv1.ApplyRequest, stream controllerv1.R
 		return err
 	}
 	r := engine.Request{
-		CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify(),
+		CTIDs: req.GetCtids(), Start: req.GetStart(), Verify: req.GetVerify(), AcceptMoved: req.GetAcceptMoved(),
 		ParallelPerNode: int(req.GetParallelPerNode()), Who: callerOf(ctx).who,
 	}
 	if d := req.GetRestartTimeout(); d != nil {

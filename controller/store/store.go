@@ -77,6 +77,7 @@ type Run struct {
 type Options struct {
 	CTIDs           []int32 // nil: all of the fleet file
 	Start, Verify   bool
+	AcceptMoved     bool
 	RestartTimeout  time.Duration
 	ParallelPerNode int
 }

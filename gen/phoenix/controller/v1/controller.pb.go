@@ -93,6 +93,116 @@ func (Severity) EnumDescriptor() ([]byte, []int) {
 	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{0}
 }
 
+// GpuPolicy says whether others may have the GPUs of a container too.
+type GpuPolicy int32
+
+const (
+	// Never sent.
+	GpuPolicy_GPU_POLICY_UNSPECIFIED GpuPolicy = 0
+	// They may.
+	GpuPolicy_GPU_POLICY_SHARED GpuPolicy = 1
+	// Nobody may.
+	GpuPolicy_GPU_POLICY_EXCLUSIVE GpuPolicy = 2
+)
+
+// Enum value maps for GpuPolicy.
+var (
+	GpuPolicy_name = map[int32]string{
+		0: "GPU_POLICY_UNSPECIFIED",
+		1: "GPU_POLICY_SHARED",
+		2: "GPU_POLICY_EXCLUSIVE",
+	}
+	GpuPolicy_value = map[string]int32{
+		"GPU_POLICY_UNSPECIFIED": 0,
+		"GPU_POLICY_SHARED":      1,
+		"GPU_POLICY_EXCLUSIVE":   2,
+	}
+)
+
+func (x GpuPolicy) Enum() *GpuPolicy {
+	p := new(GpuPolicy)
+	*p = x
+	return p
+}
+
+func (x GpuPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GpuPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_phoenix_controller_v1_controller_proto_enumTypes[1].Descriptor()
+}
+
+func (GpuPolicy) Type() protoreflect.EnumType {
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[1]
+}
+
+func (x GpuPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GpuPolicy.Descriptor instead.
+func (GpuPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{1}
+}
+
+// DriverMode says how a container gets NVIDIA's user space.
+type DriverMode int32
+
+const (
+	// Never sent.
+	DriverMode_DRIVER_MODE_UNSPECIFIED DriverMode = 0
+	// It is installed in the container, in the version that its node has loaded.
+	DriverMode_DRIVER_MODE_INSTALL DriverMode = 1
+	// The node's own libraries are bound into the container.
+	DriverMode_DRIVER_MODE_HOST DriverMode = 2
+	// Phoenix leaves it to others.
+	DriverMode_DRIVER_MODE_NONE DriverMode = 3
+)
+
+// Enum value maps for DriverMode.
+var (
+	DriverMode_name = map[int32]string{
+		0: "DRIVER_MODE_UNSPECIFIED",
+		1: "DRIVER_MODE_INSTALL",
+		2: "DRIVER_MODE_HOST",
+		3: "DRIVER_MODE_NONE",
+	}
+	DriverMode_value = map[string]int32{
+		"DRIVER_MODE_UNSPECIFIED": 0,
+		"DRIVER_MODE_INSTALL":     1,
+		"DRIVER_MODE_HOST":        2,
+		"DRIVER_MODE_NONE":        3,
+	}
+)
+
+func (x DriverMode) Enum() *DriverMode {
+	p := new(DriverMode)
+	*p = x
+	return p
+}
+
+func (x DriverMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DriverMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_phoenix_controller_v1_controller_proto_enumTypes[2].Descriptor()
+}
+
+func (DriverMode) Type() protoreflect.EnumType {
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[2]
+}
+
+func (x DriverMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DriverMode.Descriptor instead.
+func (DriverMode) EnumDescriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{2}
+}
+
 // SyncState says how a container compares with the fleet file.
 type SyncState int32
 
@@ -143,11 +253,11 @@ func (x SyncState) String() string {
 }
 
 func (SyncState) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_controller_v1_controller_proto_enumTypes[1].Descriptor()
+	return file_phoenix_controller_v1_controller_proto_enumTypes[3].Descriptor()
 }
 
 func (SyncState) Type() protoreflect.EnumType {
-	return &file_phoenix_controller_v1_controller_proto_enumTypes[1]
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[3]
 }
 
 func (x SyncState) Number() protoreflect.EnumNumber {
@@ -156,7 +266,7 @@ func (x SyncState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SyncState.Descriptor instead.
 func (SyncState) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{1}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{3}
 }
 
 // StepKind is what a step does. The numbers give the order within a container.
@@ -173,9 +283,9 @@ const (
 	StepKind_STEP_KIND_RESTART StepKind = 3
 	// Every assigned device can be opened inside, and no unassigned GPU.
 	StepKind_STEP_KIND_VERIFY_DEVICES StepKind = 4
-	// Reserved for the user-space driver; not planned yet.
+	// The container has the user-space driver in the version of its node, or gets it.
 	StepKind_STEP_KIND_INSTALL_DRIVER StepKind = 5
-	// Reserved for the check of the user-space driver; not planned yet.
+	// The user-space driver works in the container, and shows exactly the assigned GPUs.
 	StepKind_STEP_KIND_VERIFY_DRIVER StepKind = 6
 	// A feature's script is run in the container.
 	StepKind_STEP_KIND_FEATURE StepKind = 7
@@ -220,11 +330,11 @@ func (x StepKind) String() string {
 }
 
 func (StepKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_controller_v1_controller_proto_enumTypes[2].Descriptor()
+	return file_phoenix_controller_v1_controller_proto_enumTypes[4].Descriptor()
 }
 
 func (StepKind) Type() protoreflect.EnumType {
-	return &file_phoenix_controller_v1_controller_proto_enumTypes[2]
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[4]
 }
 
 func (x StepKind) Number() protoreflect.EnumNumber {
@@ -233,7 +343,7 @@ func (x StepKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StepKind.Descriptor instead.
 func (StepKind) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{2}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{4}
 }
 
 // RunState is the state of a run.
@@ -285,11 +395,11 @@ func (x RunState) String() string {
 }
 
 func (RunState) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_controller_v1_controller_proto_enumTypes[3].Descriptor()
+	return file_phoenix_controller_v1_controller_proto_enumTypes[5].Descriptor()
 }
 
 func (RunState) Type() protoreflect.EnumType {
-	return &file_phoenix_controller_v1_controller_proto_enumTypes[3]
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[5]
 }
 
 func (x RunState) Number() protoreflect.EnumNumber {
@@ -298,7 +408,7 @@ func (x RunState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RunState.Descriptor instead.
 func (RunState) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{3}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{5}
 }
 
 // StepState is the state of a step, or of a container in a run.
@@ -354,11 +464,11 @@ func (x StepState) String() string {
 }
 
 func (StepState) Descriptor() protoreflect.EnumDescriptor {
-	return file_phoenix_controller_v1_controller_proto_enumTypes[4].Descriptor()
+	return file_phoenix_controller_v1_controller_proto_enumTypes[6].Descriptor()
 }
 
 func (StepState) Type() protoreflect.EnumType {
-	return &file_phoenix_controller_v1_controller_proto_enumTypes[4]
+	return &file_phoenix_controller_v1_controller_proto_enumTypes[6]
 }
 
 func (x StepState) Number() protoreflect.EnumNumber {
@@ -367,7 +477,7 @@ func (x StepState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StepState.Descriptor instead.
 func (StepState) EnumDescriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 // Finding is something that a person should know about a fleet file.
@@ -709,7 +819,7 @@ type FleetContainer struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Output only. `node`: the node that must have the container; empty if any may.
 	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	// Output only. `gpu_assignment`: indexes, ascending.
+	// Output only. Those elements of `gpu_assignment` that are indexes, ascending.
 	GpuIndexes []int32 `protobuf:"varint,4,rep,packed,name=gpu_indexes,json=gpuIndexes,proto3" json:"gpu_indexes,omitempty"`
 	// Output only. `passthrough_mode`, or the file's default.
 	Mode v1.PassthroughMode `protobuf:"varint,5,opt,name=mode,proto3,enum=phoenix.type.v1.PassthroughMode" json:"mode,omitempty"`
@@ -720,7 +830,16 @@ type FleetContainer struct {
 	// Output only. `features`, in the order of the file.
 	Features []string `protobuf:"bytes,8,rep,name=features,proto3" json:"features,omitempty"`
 	// Output only. Command of `health_check`; empty if none is declared.
-	HealthCheck   string `protobuf:"bytes,9,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	HealthCheck string `protobuf:"bytes,9,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	// Output only. `gpu_assignment` in its one canonical form, for example "0,1", "MIG-5b1f4c8e" or "any:2"; "none" for
+	// none.
+	GpuAssignment string `protobuf:"bytes,10,opt,name=gpu_assignment,json=gpuAssignment,proto3" json:"gpu_assignment,omitempty"`
+	// Output only. `gpu_policy`, or the file's default.
+	GpuPolicy GpuPolicy `protobuf:"varint,11,opt,name=gpu_policy,json=gpuPolicy,proto3,enum=phoenix.controller.v1.GpuPolicy" json:"gpu_policy,omitempty"`
+	// Output only. `gpu_capabilities`, ascending; COMPUTE is always among them.
+	GpuCapabilities []v1.GpuCapability `protobuf:"varint,12,rep,packed,name=gpu_capabilities,json=gpuCapabilities,proto3,enum=phoenix.type.v1.GpuCapability" json:"gpu_capabilities,omitempty"`
+	// Output only. `driver_mode`, or the file's default.
+	DriverMode    DriverMode `protobuf:"varint,13,opt,name=driver_mode,json=driverMode,proto3,enum=phoenix.controller.v1.DriverMode" json:"driver_mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,6 +937,189 @@ func (x *FleetContainer) GetHealthCheck() string {
 	return ""
 }
 
+func (x *FleetContainer) GetGpuAssignment() string {
+	if x != nil {
+		return x.GpuAssignment
+	}
+	return ""
+}
+
+func (x *FleetContainer) GetGpuPolicy() GpuPolicy {
+	if x != nil {
+		return x.GpuPolicy
+	}
+	return GpuPolicy_GPU_POLICY_UNSPECIFIED
+}
+
+func (x *FleetContainer) GetGpuCapabilities() []v1.GpuCapability {
+	if x != nil {
+		return x.GpuCapabilities
+	}
+	return nil
+}
+
+func (x *FleetContainer) GetDriverMode() DriverMode {
+	if x != nil {
+		return x.DriverMode
+	}
+	return DriverMode_DRIVER_MODE_UNSPECIFIED
+}
+
+// AssignedGpu is a GPU of a container's node, or a MIG device of it, as it is now.
+type AssignedGpu struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. As in phoenix.type.v1.Gpu.index; -1 if the node has the GPU no more.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Output only. UUID of the GPU; empty if unknown.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Output only. PCI address of the GPU; empty if unknown.
+	PciAddress string `protobuf:"bytes,3,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	// Output only. The MIG device; absent for a whole GPU.
+	Mig           *AssignedMig `protobuf:"bytes,4,opt,name=mig,proto3" json:"mig,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedGpu) Reset() {
+	*x = AssignedGpu{}
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedGpu) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedGpu) ProtoMessage() {}
+
+func (x *AssignedGpu) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedGpu.ProtoReflect.Descriptor instead.
+func (*AssignedGpu) Descriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AssignedGpu) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AssignedGpu) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AssignedGpu) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *AssignedGpu) GetMig() *AssignedMig {
+	if x != nil {
+		return x.Mig
+	}
+	return nil
+}
+
+// AssignedMig is a MIG device of a GPU. Its fields are those of phoenix.type.v1.MigDevice.
+type AssignedMig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Output only. Index; -1 if unknown.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Output only. UUID; empty if unknown.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Output only. GPU instance.
+	GpuInstanceId int32 `protobuf:"varint,3,opt,name=gpu_instance_id,json=gpuInstanceId,proto3" json:"gpu_instance_id,omitempty"`
+	// Output only. Compute instance.
+	ComputeInstanceId int32 `protobuf:"varint,4,opt,name=compute_instance_id,json=computeInstanceId,proto3" json:"compute_instance_id,omitempty"`
+	// Output only. Profile; empty if unknown.
+	Profile       string `protobuf:"bytes,5,opt,name=profile,proto3" json:"profile,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedMig) Reset() {
+	*x = AssignedMig{}
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedMig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedMig) ProtoMessage() {}
+
+func (x *AssignedMig) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedMig.ProtoReflect.Descriptor instead.
+func (*AssignedMig) Descriptor() ([]byte, []int) {
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AssignedMig) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AssignedMig) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AssignedMig) GetGpuInstanceId() int32 {
+	if x != nil {
+		return x.GpuInstanceId
+	}
+	return 0
+}
+
+func (x *AssignedMig) GetComputeInstanceId() int32 {
+	if x != nil {
+		return x.ComputeInstanceId
+	}
+	return 0
+}
+
+func (x *AssignedMig) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
 // GetStatusRequest is the request of GetStatus.
 type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -831,7 +1133,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[6]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +1145,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[6]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +1158,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetStatusRequest) GetCtids() []int32 {
@@ -889,7 +1191,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[7]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1203,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[7]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1216,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{7}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetStatusResponse) GetContainers() []*ContainerStatus {
@@ -954,14 +1256,19 @@ type ContainerStatus struct {
 	// Output only. Why there is no probe although it was asked for.
 	ProbeError string `protobuf:"bytes,6,opt,name=probe_error,json=probeError,proto3" json:"probe_error,omitempty"`
 	// Output only. ID of the run that works on it; empty if none does.
-	Run           string `protobuf:"bytes,7,opt,name=run,proto3" json:"run,omitempty"`
+	Run string `protobuf:"bytes,7,opt,name=run,proto3" json:"run,omitempty"`
+	// Output only. What the assignment comes to; without what cannot be given.
+	DesiredGpus []*AssignedGpu `protobuf:"bytes,8,rep,name=desired_gpus,json=desiredGpus,proto3" json:"desired_gpus,omitempty"`
+	// Output only. Whether an index of the assignment means another GPU than when it was last applied, which is drift too.
+	// Nothing is changed until the fleet file names the GPU by UUID, or an apply accepts it.
+	GpuMoved      bool `protobuf:"varint,9,opt,name=gpu_moved,json=gpuMoved,proto3" json:"gpu_moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[8]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1280,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[8]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1293,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ContainerStatus) GetDesired() *FleetContainer {
@@ -1038,6 +1345,20 @@ func (x *ContainerStatus) GetRun() string {
 	return ""
 }
 
+func (x *ContainerStatus) GetDesiredGpus() []*AssignedGpu {
+	if x != nil {
+		return x.DesiredGpus
+	}
+	return nil
+}
+
+func (x *ContainerStatus) GetGpuMoved() bool {
+	if x != nil {
+		return x.GpuMoved
+	}
+	return false
+}
+
 // PlanRequest is the request of Plan.
 type PlanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1046,14 +1367,16 @@ type PlanRequest struct {
 	// Optional. Start stopped containers that have an assignment, to verify them.
 	Start bool `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
 	// Optional. Verify devices also where nothing has changed.
-	Verify        bool `protobuf:"varint,3,opt,name=verify,proto3" json:"verify,omitempty"`
+	Verify bool `protobuf:"varint,3,opt,name=verify,proto3" json:"verify,omitempty"`
+	// Optional. Take each index for the GPU that it means now, also if it was another one when it was last applied.
+	AcceptMoved   bool `protobuf:"varint,4,opt,name=accept_moved,json=acceptMoved,proto3" json:"accept_moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[9]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1388,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[9]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1401,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanRequest) GetCtids() []int32 {
@@ -1102,6 +1425,13 @@ func (x *PlanRequest) GetVerify() bool {
 	return false
 }
 
+func (x *PlanRequest) GetAcceptMoved() bool {
+	if x != nil {
+		return x.AcceptMoved
+	}
+	return false
+}
+
 // PlanResponse is the answer of Plan.
 type PlanResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1113,7 +1443,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[10]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1455,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[10]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1468,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -1166,7 +1496,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1508,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1521,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Plan) GetContainers() []*ContainerPlan {
@@ -1244,17 +1574,23 @@ type ContainerPlan struct {
 	ConfBefore []byte `protobuf:"bytes,8,opt,name=conf_before,json=confBefore,proto3" json:"conf_before,omitempty"`
 	// Output only. The conf as that step would leave it.
 	ConfAfter []byte `protobuf:"bytes,9,opt,name=conf_after,json=confAfter,proto3" json:"conf_after,omitempty"`
-	// Output only. The GPUs it has by its conf.
+	// Output only. Indexes of the GPUs that it has by its conf, whole or in part, ascending.
 	ConfiguredGpuIndexes []int32 `protobuf:"varint,10,rep,packed,name=configured_gpu_indexes,json=configuredGpuIndexes,proto3" json:"configured_gpu_indexes,omitempty"`
-	// Output only. The GPUs it is to have.
+	// Output only. Indexes of the GPUs that it is to have, whole or in part, ascending.
 	DesiredGpuIndexes []int32 `protobuf:"varint,11,rep,packed,name=desired_gpu_indexes,json=desiredGpuIndexes,proto3" json:"desired_gpu_indexes,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Output only. The GPUs it has by its conf.
+	ConfiguredGpus []*AssignedGpu `protobuf:"bytes,12,rep,name=configured_gpus,json=configuredGpus,proto3" json:"configured_gpus,omitempty"`
+	// Output only. The GPUs it is to have.
+	DesiredGpus []*AssignedGpu `protobuf:"bytes,13,rep,name=desired_gpus,json=desiredGpus,proto3" json:"desired_gpus,omitempty"`
+	// Output only. Its assignment, as in FleetContainer.
+	GpuAssignment string `protobuf:"bytes,14,opt,name=gpu_assignment,json=gpuAssignment,proto3" json:"gpu_assignment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerPlan) Reset() {
 	*x = ContainerPlan{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1602,7 @@ func (x *ContainerPlan) String() string {
 func (*ContainerPlan) ProtoMessage() {}
 
 func (x *ContainerPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1615,7 @@ func (x *ContainerPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerPlan.ProtoReflect.Descriptor instead.
 func (*ContainerPlan) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ContainerPlan) GetCtid() int32 {
@@ -1359,6 +1695,27 @@ func (x *ContainerPlan) GetDesiredGpuIndexes() []int32 {
 	return nil
 }
 
+func (x *ContainerPlan) GetConfiguredGpus() []*AssignedGpu {
+	if x != nil {
+		return x.ConfiguredGpus
+	}
+	return nil
+}
+
+func (x *ContainerPlan) GetDesiredGpus() []*AssignedGpu {
+	if x != nil {
+		return x.DesiredGpus
+	}
+	return nil
+}
+
+func (x *ContainerPlan) GetGpuAssignment() string {
+	if x != nil {
+		return x.GpuAssignment
+	}
+	return ""
+}
+
 // PlannedStep is one step of a plan.
 type PlannedStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1374,7 +1731,7 @@ type PlannedStep struct {
 
 func (x *PlannedStep) Reset() {
 	*x = PlannedStep{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1743,7 @@ func (x *PlannedStep) String() string {
 func (*PlannedStep) ProtoMessage() {}
 
 func (x *PlannedStep) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1756,7 @@ func (x *PlannedStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedStep.ProtoReflect.Descriptor instead.
 func (*PlannedStep) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PlannedStep) GetKind() StepKind {
@@ -1436,13 +1793,15 @@ type ApplyRequest struct {
 	RestartTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=restart_timeout,json=restartTimeout,proto3" json:"restart_timeout,omitempty"`
 	// Optional. Containers worked on at the same time per node, 1 to 64; default 4.
 	ParallelPerNode int32 `protobuf:"varint,5,opt,name=parallel_per_node,json=parallelPerNode,proto3" json:"parallel_per_node,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Optional. As in PlanRequest.
+	AcceptMoved   bool `protobuf:"varint,6,opt,name=accept_moved,json=acceptMoved,proto3" json:"accept_moved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1813,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1826,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ApplyRequest) GetCtids() []int32 {
@@ -1505,6 +1864,13 @@ func (x *ApplyRequest) GetParallelPerNode() int32 {
 	return 0
 }
 
+func (x *ApplyRequest) GetAcceptMoved() bool {
+	if x != nil {
+		return x.AcceptMoved
+	}
+	return false
+}
+
 // ApplyResponse is one message of an apply.
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1521,7 +1887,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1899,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1912,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ApplyResponse) GetEvent() isApplyResponse_Event {
@@ -1619,7 +1985,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1997,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +2010,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Run) GetRun() string {
@@ -1735,7 +2101,7 @@ type ContainerRun struct {
 
 func (x *ContainerRun) Reset() {
 	*x = ContainerRun{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2113,7 @@ func (x *ContainerRun) String() string {
 func (*ContainerRun) ProtoMessage() {}
 
 func (x *ContainerRun) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2126,7 @@ func (x *ContainerRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRun.ProtoReflect.Descriptor instead.
 func (*ContainerRun) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ContainerRun) GetCtid() int32 {
@@ -1840,7 +2206,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2218,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2231,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Step) GetKind() StepKind {
@@ -1931,7 +2297,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2309,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2322,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RunEvent) GetTime() *timestamppb.Timestamp {
@@ -2012,7 +2378,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[20]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2390,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[20]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2403,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListRunsRequest) GetLimit() int32 {
@@ -2058,7 +2424,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[21]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2436,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[21]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2449,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -2105,7 +2471,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[22]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2483,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[22]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2496,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetRunRequest) GetRun() string {
@@ -2151,7 +2517,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[23]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2529,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[23]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2542,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -2197,7 +2563,7 @@ type WatchRunRequest struct {
 
 func (x *WatchRunRequest) Reset() {
 	*x = WatchRunRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[24]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2575,7 @@ func (x *WatchRunRequest) String() string {
 func (*WatchRunRequest) ProtoMessage() {}
 
 func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[24]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2588,7 @@ func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunRequest.ProtoReflect.Descriptor instead.
 func (*WatchRunRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchRunRequest) GetRun() string {
@@ -2248,7 +2614,7 @@ type WatchRunResponse struct {
 
 func (x *WatchRunResponse) Reset() {
 	*x = WatchRunResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[25]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2626,7 @@ func (x *WatchRunResponse) String() string {
 func (*WatchRunResponse) ProtoMessage() {}
 
 func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[25]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2639,7 @@ func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunResponse.ProtoReflect.Descriptor instead.
 func (*WatchRunResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchRunResponse) GetEvent() isWatchRunResponse_Event {
@@ -2330,7 +2696,7 @@ type CancelRunRequest struct {
 
 func (x *CancelRunRequest) Reset() {
 	*x = CancelRunRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[26]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2708,7 @@ func (x *CancelRunRequest) String() string {
 func (*CancelRunRequest) ProtoMessage() {}
 
 func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[26]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2721,7 @@ func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunRequest.ProtoReflect.Descriptor instead.
 func (*CancelRunRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CancelRunRequest) GetRun() string {
@@ -2374,7 +2740,7 @@ type CancelRunResponse struct {
 
 func (x *CancelRunResponse) Reset() {
 	*x = CancelRunResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[27]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2752,7 @@ func (x *CancelRunResponse) String() string {
 func (*CancelRunResponse) ProtoMessage() {}
 
 func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[27]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2765,7 @@ func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunResponse.ProtoReflect.Descriptor instead.
 func (*CancelRunResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 // ListNodesRequest is the request of ListNodes.
@@ -2411,7 +2777,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[28]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2789,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[28]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2802,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 // ListNodesResponse is the answer of ListNodes.
@@ -2452,7 +2818,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[29]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2830,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[29]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2843,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListNodesResponse) GetNodes() []*v1.Node {
@@ -2505,7 +2871,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[30]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2883,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[30]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2896,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -2553,7 +2919,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[31]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2931,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[31]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2944,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListDevicesResponse) GetNodes() []*v1.NodeDevices {
@@ -2608,7 +2974,7 @@ type AcknowledgeGpuErrorsRequest struct {
 
 func (x *AcknowledgeGpuErrorsRequest) Reset() {
 	*x = AcknowledgeGpuErrorsRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +2986,7 @@ func (x *AcknowledgeGpuErrorsRequest) String() string {
 func (*AcknowledgeGpuErrorsRequest) ProtoMessage() {}
 
 func (x *AcknowledgeGpuErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +2999,7 @@ func (x *AcknowledgeGpuErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeGpuErrorsRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeGpuErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AcknowledgeGpuErrorsRequest) GetNode() string {
@@ -2661,7 +3027,7 @@ type AcknowledgeGpuErrorsResponse struct {
 
 func (x *AcknowledgeGpuErrorsResponse) Reset() {
 	*x = AcknowledgeGpuErrorsResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +3039,7 @@ func (x *AcknowledgeGpuErrorsResponse) String() string {
 func (*AcknowledgeGpuErrorsResponse) ProtoMessage() {}
 
 func (x *AcknowledgeGpuErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +3052,7 @@ func (x *AcknowledgeGpuErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeGpuErrorsResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeGpuErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AcknowledgeGpuErrorsResponse) GetForgotten() int32 {
@@ -2707,7 +3073,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +3085,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[34]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +3098,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListContainersRequest) GetNode() string {
@@ -2755,7 +3121,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +3133,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +3146,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListContainersResponse) GetContainers() []*v1.Container {
@@ -2810,7 +3176,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +3188,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +3201,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetContainerRequest) GetCtid() int32 {
@@ -2877,7 +3243,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3255,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3268,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetContainerResponse) GetContainer() *v1.Container {
@@ -2958,7 +3324,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3336,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3349,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListRevisionsRequest) GetCtid() int32 {
@@ -3004,7 +3370,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3382,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3395,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*v1.Revision {
@@ -3052,7 +3418,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3430,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3443,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetRevisionRequest) GetCtid() int32 {
@@ -3107,7 +3473,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3485,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3498,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetRevisionResponse) GetRevision() *v1.Revision {
@@ -3166,7 +3532,7 @@ type RestoreRevisionRequest struct {
 
 func (x *RestoreRevisionRequest) Reset() {
 	*x = RestoreRevisionRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3544,7 @@ func (x *RestoreRevisionRequest) String() string {
 func (*RestoreRevisionRequest) ProtoMessage() {}
 
 func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3557,7 @@ func (x *RestoreRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RestoreRevisionRequest) GetCtid() int32 {
@@ -3237,7 +3603,7 @@ type RestoreRevisionResponse struct {
 
 func (x *RestoreRevisionResponse) Reset() {
 	*x = RestoreRevisionResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3615,7 @@ func (x *RestoreRevisionResponse) String() string {
 func (*RestoreRevisionResponse) ProtoMessage() {}
 
 func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3628,7 @@ func (x *RestoreRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRevisionResponse.ProtoReflect.Descriptor instead.
 func (*RestoreRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RestoreRevisionResponse) GetBefore() []byte {
@@ -3302,7 +3668,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3680,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3693,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RestartRequest) GetCtid() int32 {
@@ -3362,7 +3728,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3740,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3753,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{45}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RestartResponse) GetProgress() *v1.RestartProgress {
@@ -3408,7 +3774,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3786,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3799,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{46}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ProbeRequest) GetCtid() int32 {
@@ -3457,7 +3823,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3835,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3848,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{47}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ProbeResponse) GetResults() []*v1.ProbeResult {
@@ -3510,7 +3876,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3888,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[48]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3901,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{48}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExecRequest) GetInput() *v1.ExecInput {
@@ -3556,7 +3922,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +3934,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[49]
+	mi := &file_phoenix_controller_v1_controller_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +3947,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{49}
+	return file_phoenix_controller_v1_controller_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ExecOutput {
@@ -3595,7 +3961,7 @@ var File_phoenix_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
+	"&phoenix/controller/v1/controller.proto\x12\x15phoenix.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fphoenix/type/v1/container.proto\x1a\x1aphoenix/type/v1/exec.proto\x1a\x19phoenix/type/v1/gpu.proto\x1a\x1aphoenix/type/v1/node.proto\"\xc6\x01\n" +
 	"\aFinding\x12;\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1f.phoenix.controller.v1.SeverityR\bseverity\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x16\n" +
@@ -3620,7 +3986,7 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\x03 \x03(\v2%.phoenix.controller.v1.FleetContainerR\n" +
 	"containers\x12:\n" +
-	"\bfindings\x18\x04 \x03(\v2\x1e.phoenix.controller.v1.FindingR\bfindings\"\xae\x02\n" +
+	"\bfindings\x18\x04 \x03(\v2\x1e.phoenix.controller.v1.FindingR\bfindings\"\xa5\x04\n" +
 	"\x0eFleetContainer\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3631,7 +3997,26 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\x0fclone_from_ctid\x18\x06 \x01(\x05R\rcloneFromCtid\x12\"\n" +
 	"\fdependencies\x18\a \x03(\x05R\fdependencies\x12\x1a\n" +
 	"\bfeatures\x18\b \x03(\tR\bfeatures\x12!\n" +
-	"\fhealth_check\x18\t \x01(\tR\vhealthCheck\">\n" +
+	"\fhealth_check\x18\t \x01(\tR\vhealthCheck\x12%\n" +
+	"\x0egpu_assignment\x18\n" +
+	" \x01(\tR\rgpuAssignment\x12?\n" +
+	"\n" +
+	"gpu_policy\x18\v \x01(\x0e2 .phoenix.controller.v1.GpuPolicyR\tgpuPolicy\x12I\n" +
+	"\x10gpu_capabilities\x18\f \x03(\x0e2\x1e.phoenix.type.v1.GpuCapabilityR\x0fgpuCapabilities\x12B\n" +
+	"\vdriver_mode\x18\r \x01(\x0e2!.phoenix.controller.v1.DriverModeR\n" +
+	"driverMode\"\x8e\x01\n" +
+	"\vAssignedGpu\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1f\n" +
+	"\vpci_address\x18\x03 \x01(\tR\n" +
+	"pciAddress\x124\n" +
+	"\x03mig\x18\x04 \x01(\v2\".phoenix.controller.v1.AssignedMigR\x03mig\"\xa9\x01\n" +
+	"\vAssignedMig\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12&\n" +
+	"\x0fgpu_instance_id\x18\x03 \x01(\x05R\rgpuInstanceId\x12.\n" +
+	"\x13compute_instance_id\x18\x04 \x01(\x05R\x11computeInstanceId\x12\x18\n" +
+	"\aprofile\x18\x05 \x01(\tR\aprofile\">\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
 	"\x05ctids\x18\x01 \x03(\x05R\x05ctids\x12\x14\n" +
 	"\x05probe\x18\x02 \x01(\bR\x05probe\"\xd3\x01\n" +
@@ -3640,7 +4025,7 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"containers\x18\x01 \x03(\v2&.phoenix.controller.v1.ContainerStatusR\n" +
 	"containers\x12<\n" +
 	"\vunreachable\x18\x02 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\x128\n" +
-	"\tunmanaged\x18\x03 \x03(\v2\x1a.phoenix.type.v1.ContainerR\tunmanaged\"\xbf\x02\n" +
+	"\tunmanaged\x18\x03 \x03(\v2\x1a.phoenix.type.v1.ContainerR\tunmanaged\"\xa3\x03\n" +
 	"\x0fContainerStatus\x12?\n" +
 	"\adesired\x18\x01 \x01(\v2%.phoenix.controller.v1.FleetContainerR\adesired\x126\n" +
 	"\bobserved\x18\x02 \x01(\v2\x1a.phoenix.type.v1.ContainerR\bobserved\x126\n" +
@@ -3649,11 +4034,14 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\x05probe\x18\x05 \x03(\v2\x1c.phoenix.type.v1.ProbeResultR\x05probe\x12\x1f\n" +
 	"\vprobe_error\x18\x06 \x01(\tR\n" +
 	"probeError\x12\x10\n" +
-	"\x03run\x18\a \x01(\tR\x03run\"Q\n" +
+	"\x03run\x18\a \x01(\tR\x03run\x12E\n" +
+	"\fdesired_gpus\x18\b \x03(\v2\".phoenix.controller.v1.AssignedGpuR\vdesiredGpus\x12\x1b\n" +
+	"\tgpu_moved\x18\t \x01(\bR\bgpuMoved\"t\n" +
 	"\vPlanRequest\x12\x14\n" +
 	"\x05ctids\x18\x01 \x03(\x05R\x05ctids\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\bR\x05start\x12\x16\n" +
-	"\x06verify\x18\x03 \x01(\bR\x06verify\"?\n" +
+	"\x06verify\x18\x03 \x01(\bR\x06verify\x12!\n" +
+	"\faccept_moved\x18\x04 \x01(\bR\vacceptMoved\"?\n" +
 	"\fPlanResponse\x12/\n" +
 	"\x04plan\x18\x01 \x01(\v2\x1b.phoenix.controller.v1.PlanR\x04plan\"\xc9\x01\n" +
 	"\x04Plan\x12D\n" +
@@ -3662,7 +4050,7 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"containers\x12!\n" +
 	"\ffleet_sha256\x18\x02 \x01(\tR\vfleetSha256\x12<\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1a.phoenix.type.v1.NodeErrorR\vunreachable\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\xef\x02\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\xaa\x04\n" +
 	"\rContainerPlan\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3677,17 +4065,21 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"conf_after\x18\t \x01(\fR\tconfAfter\x124\n" +
 	"\x16configured_gpu_indexes\x18\n" +
 	" \x03(\x05R\x14configuredGpuIndexes\x12.\n" +
-	"\x13desired_gpu_indexes\x18\v \x03(\x05R\x11desiredGpuIndexes\"t\n" +
+	"\x13desired_gpu_indexes\x18\v \x03(\x05R\x11desiredGpuIndexes\x12K\n" +
+	"\x0fconfigured_gpus\x18\f \x03(\v2\".phoenix.controller.v1.AssignedGpuR\x0econfiguredGpus\x12E\n" +
+	"\fdesired_gpus\x18\r \x03(\v2\".phoenix.controller.v1.AssignedGpuR\vdesiredGpus\x12%\n" +
+	"\x0egpu_assignment\x18\x0e \x01(\tR\rgpuAssignment\"t\n" +
 	"\vPlannedStep\x123\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1f.phoenix.controller.v1.StepKindR\x04kind\x12\x18\n" +
 	"\afeature\x18\x02 \x01(\tR\afeature\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xc2\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xe5\x01\n" +
 	"\fApplyRequest\x12\x14\n" +
 	"\x05ctids\x18\x01 \x03(\x05R\x05ctids\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\bR\x05start\x12\x16\n" +
 	"\x06verify\x18\x03 \x01(\bR\x06verify\x12B\n" +
 	"\x0frestart_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0erestartTimeout\x12*\n" +
-	"\x11parallel_per_node\x18\x05 \x01(\x05R\x0fparallelPerNode\"\x7f\n" +
+	"\x11parallel_per_node\x18\x05 \x01(\x05R\x0fparallelPerNode\x12!\n" +
+	"\faccept_moved\x18\x06 \x01(\bR\vacceptMoved\"\x7f\n" +
 	"\rApplyResponse\x12.\n" +
 	"\x03run\x18\x01 \x01(\v2\x1a.phoenix.controller.v1.RunH\x00R\x03run\x125\n" +
 	"\x04step\x18\x02 \x01(\v2\x1f.phoenix.controller.v1.RunEventH\x00R\x04stepB\a\n" +
@@ -3816,7 +4208,17 @@ const file_phoenix_controller_v1_controller_proto_rawDesc = "" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSEVERITY_ERROR\x10\x01\x12\x14\n" +
-	"\x10SEVERITY_WARNING\x10\x02*\xa1\x01\n" +
+	"\x10SEVERITY_WARNING\x10\x02*X\n" +
+	"\tGpuPolicy\x12\x1a\n" +
+	"\x16GPU_POLICY_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11GPU_POLICY_SHARED\x10\x01\x12\x18\n" +
+	"\x14GPU_POLICY_EXCLUSIVE\x10\x02*n\n" +
+	"\n" +
+	"DriverMode\x12\x1b\n" +
+	"\x17DRIVER_MODE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DRIVER_MODE_INSTALL\x10\x01\x12\x14\n" +
+	"\x10DRIVER_MODE_HOST\x10\x02\x12\x14\n" +
+	"\x10DRIVER_MODE_NONE\x10\x03*\xa1\x01\n" +
 	"\tSyncState\x12\x1a\n" +
 	"\x16SYNC_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12SYNC_STATE_IN_SYNC\x10\x01\x12\x14\n" +
@@ -3887,179 +4289,191 @@ func file_phoenix_controller_v1_controller_proto_rawDescGZIP() []byte {
 	return file_phoenix_controller_v1_controller_proto_rawDescData
 }
 
-var file_phoenix_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_phoenix_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_phoenix_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_phoenix_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_phoenix_controller_v1_controller_proto_goTypes = []any{
 	(Severity)(0),                        // 0: phoenix.controller.v1.Severity
-	(SyncState)(0),                       // 1: phoenix.controller.v1.SyncState
-	(StepKind)(0),                        // 2: phoenix.controller.v1.StepKind
-	(RunState)(0),                        // 3: phoenix.controller.v1.RunState
-	(StepState)(0),                       // 4: phoenix.controller.v1.StepState
-	(*Finding)(nil),                      // 5: phoenix.controller.v1.Finding
-	(*ValidateFleetRequest)(nil),         // 6: phoenix.controller.v1.ValidateFleetRequest
-	(*ValidateFleetResponse)(nil),        // 7: phoenix.controller.v1.ValidateFleetResponse
-	(*GetFleetRequest)(nil),              // 8: phoenix.controller.v1.GetFleetRequest
-	(*GetFleetResponse)(nil),             // 9: phoenix.controller.v1.GetFleetResponse
-	(*FleetContainer)(nil),               // 10: phoenix.controller.v1.FleetContainer
-	(*GetStatusRequest)(nil),             // 11: phoenix.controller.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),            // 12: phoenix.controller.v1.GetStatusResponse
-	(*ContainerStatus)(nil),              // 13: phoenix.controller.v1.ContainerStatus
-	(*PlanRequest)(nil),                  // 14: phoenix.controller.v1.PlanRequest
-	(*PlanResponse)(nil),                 // 15: phoenix.controller.v1.PlanResponse
-	(*Plan)(nil),                         // 16: phoenix.controller.v1.Plan
-	(*ContainerPlan)(nil),                // 17: phoenix.controller.v1.ContainerPlan
-	(*PlannedStep)(nil),                  // 18: phoenix.controller.v1.PlannedStep
-	(*ApplyRequest)(nil),                 // 19: phoenix.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),                // 20: phoenix.controller.v1.ApplyResponse
-	(*Run)(nil),                          // 21: phoenix.controller.v1.Run
-	(*ContainerRun)(nil),                 // 22: phoenix.controller.v1.ContainerRun
-	(*Step)(nil),                         // 23: phoenix.controller.v1.Step
-	(*RunEvent)(nil),                     // 24: phoenix.controller.v1.RunEvent
-	(*ListRunsRequest)(nil),              // 25: phoenix.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),             // 26: phoenix.controller.v1.ListRunsResponse
-	(*GetRunRequest)(nil),                // 27: phoenix.controller.v1.GetRunRequest
-	(*GetRunResponse)(nil),               // 28: phoenix.controller.v1.GetRunResponse
-	(*WatchRunRequest)(nil),              // 29: phoenix.controller.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),             // 30: phoenix.controller.v1.WatchRunResponse
-	(*CancelRunRequest)(nil),             // 31: phoenix.controller.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),            // 32: phoenix.controller.v1.CancelRunResponse
-	(*ListNodesRequest)(nil),             // 33: phoenix.controller.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),            // 34: phoenix.controller.v1.ListNodesResponse
-	(*ListDevicesRequest)(nil),           // 35: phoenix.controller.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),          // 36: phoenix.controller.v1.ListDevicesResponse
-	(*AcknowledgeGpuErrorsRequest)(nil),  // 37: phoenix.controller.v1.AcknowledgeGpuErrorsRequest
-	(*AcknowledgeGpuErrorsResponse)(nil), // 38: phoenix.controller.v1.AcknowledgeGpuErrorsResponse
-	(*ListContainersRequest)(nil),        // 39: phoenix.controller.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),       // 40: phoenix.controller.v1.ListContainersResponse
-	(*GetContainerRequest)(nil),          // 41: phoenix.controller.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),         // 42: phoenix.controller.v1.GetContainerResponse
-	(*ListRevisionsRequest)(nil),         // 43: phoenix.controller.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),        // 44: phoenix.controller.v1.ListRevisionsResponse
-	(*GetRevisionRequest)(nil),           // 45: phoenix.controller.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),          // 46: phoenix.controller.v1.GetRevisionResponse
-	(*RestoreRevisionRequest)(nil),       // 47: phoenix.controller.v1.RestoreRevisionRequest
-	(*RestoreRevisionResponse)(nil),      // 48: phoenix.controller.v1.RestoreRevisionResponse
-	(*RestartRequest)(nil),               // 49: phoenix.controller.v1.RestartRequest
-	(*RestartResponse)(nil),              // 50: phoenix.controller.v1.RestartResponse
-	(*ProbeRequest)(nil),                 // 51: phoenix.controller.v1.ProbeRequest
-	(*ProbeResponse)(nil),                // 52: phoenix.controller.v1.ProbeResponse
-	(*ExecRequest)(nil),                  // 53: phoenix.controller.v1.ExecRequest
-	(*ExecResponse)(nil),                 // 54: phoenix.controller.v1.ExecResponse
-	(v1.PassthroughMode)(0),              // 55: phoenix.type.v1.PassthroughMode
-	(*v1.NodeError)(nil),                 // 56: phoenix.type.v1.NodeError
-	(*v1.Container)(nil),                 // 57: phoenix.type.v1.Container
-	(*v1.ProbeResult)(nil),               // 58: phoenix.type.v1.ProbeResult
-	(*durationpb.Duration)(nil),          // 59: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),        // 60: google.protobuf.Timestamp
-	(*v1.Node)(nil),                      // 61: phoenix.type.v1.Node
-	(*v1.NodeDevices)(nil),               // 62: phoenix.type.v1.NodeDevices
-	(*v1.ConfEntry)(nil),                 // 63: phoenix.type.v1.ConfEntry
-	(*v1.Revision)(nil),                  // 64: phoenix.type.v1.Revision
-	(*v1.RestartProgress)(nil),           // 65: phoenix.type.v1.RestartProgress
-	(*v1.ExecInput)(nil),                 // 66: phoenix.type.v1.ExecInput
-	(*v1.ExecOutput)(nil),                // 67: phoenix.type.v1.ExecOutput
+	(GpuPolicy)(0),                       // 1: phoenix.controller.v1.GpuPolicy
+	(DriverMode)(0),                      // 2: phoenix.controller.v1.DriverMode
+	(SyncState)(0),                       // 3: phoenix.controller.v1.SyncState
+	(StepKind)(0),                        // 4: phoenix.controller.v1.StepKind
+	(RunState)(0),                        // 5: phoenix.controller.v1.RunState
+	(StepState)(0),                       // 6: phoenix.controller.v1.StepState
+	(*Finding)(nil),                      // 7: phoenix.controller.v1.Finding
+	(*ValidateFleetRequest)(nil),         // 8: phoenix.controller.v1.ValidateFleetRequest
+	(*ValidateFleetResponse)(nil),        // 9: phoenix.controller.v1.ValidateFleetResponse
+	(*GetFleetRequest)(nil),              // 10: phoenix.controller.v1.GetFleetRequest
+	(*GetFleetResponse)(nil),             // 11: phoenix.controller.v1.GetFleetResponse
+	(*FleetContainer)(nil),               // 12: phoenix.controller.v1.FleetContainer
+	(*AssignedGpu)(nil),                  // 13: phoenix.controller.v1.AssignedGpu
+	(*AssignedMig)(nil),                  // 14: phoenix.controller.v1.AssignedMig
+	(*GetStatusRequest)(nil),             // 15: phoenix.controller.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),            // 16: phoenix.controller.v1.GetStatusResponse
+	(*ContainerStatus)(nil),              // 17: phoenix.controller.v1.ContainerStatus
+	(*PlanRequest)(nil),                  // 18: phoenix.controller.v1.PlanRequest
+	(*PlanResponse)(nil),                 // 19: phoenix.controller.v1.PlanResponse
+	(*Plan)(nil),                         // 20: phoenix.controller.v1.Plan
+	(*ContainerPlan)(nil),                // 21: phoenix.controller.v1.ContainerPlan
+	(*PlannedStep)(nil),                  // 22: phoenix.controller.v1.PlannedStep
+	(*ApplyRequest)(nil),                 // 23: phoenix.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),                // 24: phoenix.controller.v1.ApplyResponse
+	(*Run)(nil),                          // 25: phoenix.controller.v1.Run
+	(*ContainerRun)(nil),                 // 26: phoenix.controller.v1.ContainerRun
+	(*Step)(nil),                         // 27: phoenix.controller.v1.Step
+	(*RunEvent)(nil),                     // 28: phoenix.controller.v1.RunEvent
+	(*ListRunsRequest)(nil),              // 29: phoenix.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),             // 30: phoenix.controller.v1.ListRunsResponse
+	(*GetRunRequest)(nil),                // 31: phoenix.controller.v1.GetRunRequest
+	(*GetRunResponse)(nil),               // 32: phoenix.controller.v1.GetRunResponse
+	(*WatchRunRequest)(nil),              // 33: phoenix.controller.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),             // 34: phoenix.controller.v1.WatchRunResponse
+	(*CancelRunRequest)(nil),             // 35: phoenix.controller.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),            // 36: phoenix.controller.v1.CancelRunResponse
+	(*ListNodesRequest)(nil),             // 37: phoenix.controller.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),            // 38: phoenix.controller.v1.ListNodesResponse
+	(*ListDevicesRequest)(nil),           // 39: phoenix.controller.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),          // 40: phoenix.controller.v1.ListDevicesResponse
+	(*AcknowledgeGpuErrorsRequest)(nil),  // 41: phoenix.controller.v1.AcknowledgeGpuErrorsRequest
+	(*AcknowledgeGpuErrorsResponse)(nil), // 42: phoenix.controller.v1.AcknowledgeGpuErrorsResponse
+	(*ListContainersRequest)(nil),        // 43: phoenix.controller.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),       // 44: phoenix.controller.v1.ListContainersResponse
+	(*GetContainerRequest)(nil),          // 45: phoenix.controller.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),         // 46: phoenix.controller.v1.GetContainerResponse
+	(*ListRevisionsRequest)(nil),         // 47: phoenix.controller.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),        // 48: phoenix.controller.v1.ListRevisionsResponse
+	(*GetRevisionRequest)(nil),           // 49: phoenix.controller.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),          // 50: phoenix.controller.v1.GetRevisionResponse
+	(*RestoreRevisionRequest)(nil),       // 51: phoenix.controller.v1.RestoreRevisionRequest
+	(*RestoreRevisionResponse)(nil),      // 52: phoenix.controller.v1.RestoreRevisionResponse
+	(*RestartRequest)(nil),               // 53: phoenix.controller.v1.RestartRequest
+	(*RestartResponse)(nil),              // 54: phoenix.controller.v1.RestartResponse
+	(*ProbeRequest)(nil),                 // 55: phoenix.controller.v1.ProbeRequest
+	(*ProbeResponse)(nil),                // 56: phoenix.controller.v1.ProbeResponse
+	(*ExecRequest)(nil),                  // 57: phoenix.controller.v1.ExecRequest
+	(*ExecResponse)(nil),                 // 58: phoenix.controller.v1.ExecResponse
+	(v1.PassthroughMode)(0),              // 59: phoenix.type.v1.PassthroughMode
+	(v1.GpuCapability)(0),                // 60: phoenix.type.v1.GpuCapability
+	(*v1.NodeError)(nil),                 // 61: phoenix.type.v1.NodeError
+	(*v1.Container)(nil),                 // 62: phoenix.type.v1.Container
+	(*v1.ProbeResult)(nil),               // 63: phoenix.type.v1.ProbeResult
+	(*durationpb.Duration)(nil),          // 64: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),        // 65: google.protobuf.Timestamp
+	(*v1.Node)(nil),                      // 66: phoenix.type.v1.Node
+	(*v1.NodeDevices)(nil),               // 67: phoenix.type.v1.NodeDevices
+	(*v1.ConfEntry)(nil),                 // 68: phoenix.type.v1.ConfEntry
+	(*v1.Revision)(nil),                  // 69: phoenix.type.v1.Revision
+	(*v1.RestartProgress)(nil),           // 70: phoenix.type.v1.RestartProgress
+	(*v1.ExecInput)(nil),                 // 71: phoenix.type.v1.ExecInput
+	(*v1.ExecOutput)(nil),                // 72: phoenix.type.v1.ExecOutput
 }
 var file_phoenix_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: phoenix.controller.v1.Finding.severity:type_name -> phoenix.controller.v1.Severity
-	5,  // 1: phoenix.controller.v1.ValidateFleetResponse.findings:type_name -> phoenix.controller.v1.Finding
-	10, // 2: phoenix.controller.v1.ValidateFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
-	10, // 3: phoenix.controller.v1.GetFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
-	5,  // 4: phoenix.controller.v1.GetFleetResponse.findings:type_name -> phoenix.controller.v1.Finding
-	55, // 5: phoenix.controller.v1.FleetContainer.mode:type_name -> phoenix.type.v1.PassthroughMode
-	13, // 6: phoenix.controller.v1.GetStatusResponse.containers:type_name -> phoenix.controller.v1.ContainerStatus
-	56, // 7: phoenix.controller.v1.GetStatusResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	57, // 8: phoenix.controller.v1.GetStatusResponse.unmanaged:type_name -> phoenix.type.v1.Container
-	10, // 9: phoenix.controller.v1.ContainerStatus.desired:type_name -> phoenix.controller.v1.FleetContainer
-	57, // 10: phoenix.controller.v1.ContainerStatus.observed:type_name -> phoenix.type.v1.Container
-	1,  // 11: phoenix.controller.v1.ContainerStatus.state:type_name -> phoenix.controller.v1.SyncState
-	58, // 12: phoenix.controller.v1.ContainerStatus.probe:type_name -> phoenix.type.v1.ProbeResult
-	16, // 13: phoenix.controller.v1.PlanResponse.plan:type_name -> phoenix.controller.v1.Plan
-	17, // 14: phoenix.controller.v1.Plan.containers:type_name -> phoenix.controller.v1.ContainerPlan
-	56, // 15: phoenix.controller.v1.Plan.unreachable:type_name -> phoenix.type.v1.NodeError
-	18, // 16: phoenix.controller.v1.ContainerPlan.steps:type_name -> phoenix.controller.v1.PlannedStep
-	2,  // 17: phoenix.controller.v1.PlannedStep.kind:type_name -> phoenix.controller.v1.StepKind
-	59, // 18: phoenix.controller.v1.ApplyRequest.restart_timeout:type_name -> google.protobuf.Duration
-	21, // 19: phoenix.controller.v1.ApplyResponse.run:type_name -> phoenix.controller.v1.Run
-	24, // 20: phoenix.controller.v1.ApplyResponse.step:type_name -> phoenix.controller.v1.RunEvent
-	3,  // 21: phoenix.controller.v1.Run.state:type_name -> phoenix.controller.v1.RunState
-	60, // 22: phoenix.controller.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	60, // 23: phoenix.controller.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	22, // 24: phoenix.controller.v1.Run.containers:type_name -> phoenix.controller.v1.ContainerRun
-	4,  // 25: phoenix.controller.v1.ContainerRun.state:type_name -> phoenix.controller.v1.StepState
-	23, // 26: phoenix.controller.v1.ContainerRun.steps:type_name -> phoenix.controller.v1.Step
-	2,  // 27: phoenix.controller.v1.Step.kind:type_name -> phoenix.controller.v1.StepKind
-	4,  // 28: phoenix.controller.v1.Step.state:type_name -> phoenix.controller.v1.StepState
-	60, // 29: phoenix.controller.v1.Step.start_time:type_name -> google.protobuf.Timestamp
-	60, // 30: phoenix.controller.v1.Step.end_time:type_name -> google.protobuf.Timestamp
-	60, // 31: phoenix.controller.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
-	4,  // 32: phoenix.controller.v1.RunEvent.container_state:type_name -> phoenix.controller.v1.StepState
-	23, // 33: phoenix.controller.v1.RunEvent.step:type_name -> phoenix.controller.v1.Step
-	21, // 34: phoenix.controller.v1.ListRunsResponse.runs:type_name -> phoenix.controller.v1.Run
-	21, // 35: phoenix.controller.v1.GetRunResponse.run:type_name -> phoenix.controller.v1.Run
-	21, // 36: phoenix.controller.v1.WatchRunResponse.run:type_name -> phoenix.controller.v1.Run
-	24, // 37: phoenix.controller.v1.WatchRunResponse.step:type_name -> phoenix.controller.v1.RunEvent
-	61, // 38: phoenix.controller.v1.ListNodesResponse.nodes:type_name -> phoenix.type.v1.Node
-	56, // 39: phoenix.controller.v1.ListNodesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	62, // 40: phoenix.controller.v1.ListDevicesResponse.nodes:type_name -> phoenix.type.v1.NodeDevices
-	56, // 41: phoenix.controller.v1.ListDevicesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	57, // 42: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
-	56, // 43: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
-	57, // 44: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
-	63, // 45: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
-	63, // 46: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
-	63, // 47: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
-	64, // 48: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
-	64, // 49: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
-	59, // 50: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	65, // 51: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
-	58, // 52: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
-	66, // 53: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
-	67, // 54: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
-	6,  // 55: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
-	8,  // 56: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
-	11, // 57: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
-	14, // 58: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
-	19, // 59: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
-	25, // 60: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
-	27, // 61: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
-	29, // 62: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
-	31, // 63: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
-	33, // 64: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
-	35, // 65: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
-	37, // 66: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:input_type -> phoenix.controller.v1.AcknowledgeGpuErrorsRequest
-	39, // 67: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
-	41, // 68: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
-	43, // 69: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
-	45, // 70: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
-	47, // 71: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
-	49, // 72: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
-	51, // 73: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
-	53, // 74: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
-	7,  // 75: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
-	9,  // 76: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
-	12, // 77: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
-	15, // 78: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
-	20, // 79: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
-	26, // 80: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
-	28, // 81: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
-	30, // 82: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
-	32, // 83: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
-	34, // 84: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
-	36, // 85: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
-	38, // 86: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:output_type -> phoenix.controller.v1.AcknowledgeGpuErrorsResponse
-	40, // 87: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
-	42, // 88: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
-	44, // 89: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
-	46, // 90: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
-	48, // 91: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
-	50, // 92: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
-	52, // 93: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
-	54, // 94: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
-	75, // [75:95] is the sub-list for method output_type
-	55, // [55:75] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	7,  // 1: phoenix.controller.v1.ValidateFleetResponse.findings:type_name -> phoenix.controller.v1.Finding
+	12, // 2: phoenix.controller.v1.ValidateFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
+	12, // 3: phoenix.controller.v1.GetFleetResponse.containers:type_name -> phoenix.controller.v1.FleetContainer
+	7,  // 4: phoenix.controller.v1.GetFleetResponse.findings:type_name -> phoenix.controller.v1.Finding
+	59, // 5: phoenix.controller.v1.FleetContainer.mode:type_name -> phoenix.type.v1.PassthroughMode
+	1,  // 6: phoenix.controller.v1.FleetContainer.gpu_policy:type_name -> phoenix.controller.v1.GpuPolicy
+	60, // 7: phoenix.controller.v1.FleetContainer.gpu_capabilities:type_name -> phoenix.type.v1.GpuCapability
+	2,  // 8: phoenix.controller.v1.FleetContainer.driver_mode:type_name -> phoenix.controller.v1.DriverMode
+	14, // 9: phoenix.controller.v1.AssignedGpu.mig:type_name -> phoenix.controller.v1.AssignedMig
+	17, // 10: phoenix.controller.v1.GetStatusResponse.containers:type_name -> phoenix.controller.v1.ContainerStatus
+	61, // 11: phoenix.controller.v1.GetStatusResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	62, // 12: phoenix.controller.v1.GetStatusResponse.unmanaged:type_name -> phoenix.type.v1.Container
+	12, // 13: phoenix.controller.v1.ContainerStatus.desired:type_name -> phoenix.controller.v1.FleetContainer
+	62, // 14: phoenix.controller.v1.ContainerStatus.observed:type_name -> phoenix.type.v1.Container
+	3,  // 15: phoenix.controller.v1.ContainerStatus.state:type_name -> phoenix.controller.v1.SyncState
+	63, // 16: phoenix.controller.v1.ContainerStatus.probe:type_name -> phoenix.type.v1.ProbeResult
+	13, // 17: phoenix.controller.v1.ContainerStatus.desired_gpus:type_name -> phoenix.controller.v1.AssignedGpu
+	20, // 18: phoenix.controller.v1.PlanResponse.plan:type_name -> phoenix.controller.v1.Plan
+	21, // 19: phoenix.controller.v1.Plan.containers:type_name -> phoenix.controller.v1.ContainerPlan
+	61, // 20: phoenix.controller.v1.Plan.unreachable:type_name -> phoenix.type.v1.NodeError
+	22, // 21: phoenix.controller.v1.ContainerPlan.steps:type_name -> phoenix.controller.v1.PlannedStep
+	13, // 22: phoenix.controller.v1.ContainerPlan.configured_gpus:type_name -> phoenix.controller.v1.AssignedGpu
+	13, // 23: phoenix.controller.v1.ContainerPlan.desired_gpus:type_name -> phoenix.controller.v1.AssignedGpu
+	4,  // 24: phoenix.controller.v1.PlannedStep.kind:type_name -> phoenix.controller.v1.StepKind
+	64, // 25: phoenix.controller.v1.ApplyRequest.restart_timeout:type_name -> google.protobuf.Duration
+	25, // 26: phoenix.controller.v1.ApplyResponse.run:type_name -> phoenix.controller.v1.Run
+	28, // 27: phoenix.controller.v1.ApplyResponse.step:type_name -> phoenix.controller.v1.RunEvent
+	5,  // 28: phoenix.controller.v1.Run.state:type_name -> phoenix.controller.v1.RunState
+	65, // 29: phoenix.controller.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	65, // 30: phoenix.controller.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	26, // 31: phoenix.controller.v1.Run.containers:type_name -> phoenix.controller.v1.ContainerRun
+	6,  // 32: phoenix.controller.v1.ContainerRun.state:type_name -> phoenix.controller.v1.StepState
+	27, // 33: phoenix.controller.v1.ContainerRun.steps:type_name -> phoenix.controller.v1.Step
+	4,  // 34: phoenix.controller.v1.Step.kind:type_name -> phoenix.controller.v1.StepKind
+	6,  // 35: phoenix.controller.v1.Step.state:type_name -> phoenix.controller.v1.StepState
+	65, // 36: phoenix.controller.v1.Step.start_time:type_name -> google.protobuf.Timestamp
+	65, // 37: phoenix.controller.v1.Step.end_time:type_name -> google.protobuf.Timestamp
+	65, // 38: phoenix.controller.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	6,  // 39: phoenix.controller.v1.RunEvent.container_state:type_name -> phoenix.controller.v1.StepState
+	27, // 40: phoenix.controller.v1.RunEvent.step:type_name -> phoenix.controller.v1.Step
+	25, // 41: phoenix.controller.v1.ListRunsResponse.runs:type_name -> phoenix.controller.v1.Run
+	25, // 42: phoenix.controller.v1.GetRunResponse.run:type_name -> phoenix.controller.v1.Run
+	25, // 43: phoenix.controller.v1.WatchRunResponse.run:type_name -> phoenix.controller.v1.Run
+	28, // 44: phoenix.controller.v1.WatchRunResponse.step:type_name -> phoenix.controller.v1.RunEvent
+	66, // 45: phoenix.controller.v1.ListNodesResponse.nodes:type_name -> phoenix.type.v1.Node
+	61, // 46: phoenix.controller.v1.ListNodesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	67, // 47: phoenix.controller.v1.ListDevicesResponse.nodes:type_name -> phoenix.type.v1.NodeDevices
+	61, // 48: phoenix.controller.v1.ListDevicesResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	62, // 49: phoenix.controller.v1.ListContainersResponse.containers:type_name -> phoenix.type.v1.Container
+	61, // 50: phoenix.controller.v1.ListContainersResponse.unreachable:type_name -> phoenix.type.v1.NodeError
+	62, // 51: phoenix.controller.v1.GetContainerResponse.container:type_name -> phoenix.type.v1.Container
+	68, // 52: phoenix.controller.v1.GetContainerResponse.entries:type_name -> phoenix.type.v1.ConfEntry
+	68, // 53: phoenix.controller.v1.GetContainerResponse.pending:type_name -> phoenix.type.v1.ConfEntry
+	68, // 54: phoenix.controller.v1.GetContainerResponse.effective_entries:type_name -> phoenix.type.v1.ConfEntry
+	69, // 55: phoenix.controller.v1.ListRevisionsResponse.revisions:type_name -> phoenix.type.v1.Revision
+	69, // 56: phoenix.controller.v1.GetRevisionResponse.revision:type_name -> phoenix.type.v1.Revision
+	64, // 57: phoenix.controller.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	70, // 58: phoenix.controller.v1.RestartResponse.progress:type_name -> phoenix.type.v1.RestartProgress
+	63, // 59: phoenix.controller.v1.ProbeResponse.results:type_name -> phoenix.type.v1.ProbeResult
+	71, // 60: phoenix.controller.v1.ExecRequest.input:type_name -> phoenix.type.v1.ExecInput
+	72, // 61: phoenix.controller.v1.ExecResponse.output:type_name -> phoenix.type.v1.ExecOutput
+	8,  // 62: phoenix.controller.v1.FleetService.ValidateFleet:input_type -> phoenix.controller.v1.ValidateFleetRequest
+	10, // 63: phoenix.controller.v1.FleetService.GetFleet:input_type -> phoenix.controller.v1.GetFleetRequest
+	15, // 64: phoenix.controller.v1.FleetService.GetStatus:input_type -> phoenix.controller.v1.GetStatusRequest
+	18, // 65: phoenix.controller.v1.RunService.Plan:input_type -> phoenix.controller.v1.PlanRequest
+	23, // 66: phoenix.controller.v1.RunService.Apply:input_type -> phoenix.controller.v1.ApplyRequest
+	29, // 67: phoenix.controller.v1.RunService.ListRuns:input_type -> phoenix.controller.v1.ListRunsRequest
+	31, // 68: phoenix.controller.v1.RunService.GetRun:input_type -> phoenix.controller.v1.GetRunRequest
+	33, // 69: phoenix.controller.v1.RunService.WatchRun:input_type -> phoenix.controller.v1.WatchRunRequest
+	35, // 70: phoenix.controller.v1.RunService.CancelRun:input_type -> phoenix.controller.v1.CancelRunRequest
+	37, // 71: phoenix.controller.v1.NodeService.ListNodes:input_type -> phoenix.controller.v1.ListNodesRequest
+	39, // 72: phoenix.controller.v1.NodeService.ListDevices:input_type -> phoenix.controller.v1.ListDevicesRequest
+	41, // 73: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:input_type -> phoenix.controller.v1.AcknowledgeGpuErrorsRequest
+	43, // 74: phoenix.controller.v1.ContainerService.ListContainers:input_type -> phoenix.controller.v1.ListContainersRequest
+	45, // 75: phoenix.controller.v1.ContainerService.GetContainer:input_type -> phoenix.controller.v1.GetContainerRequest
+	47, // 76: phoenix.controller.v1.ContainerService.ListRevisions:input_type -> phoenix.controller.v1.ListRevisionsRequest
+	49, // 77: phoenix.controller.v1.ContainerService.GetRevision:input_type -> phoenix.controller.v1.GetRevisionRequest
+	51, // 78: phoenix.controller.v1.ContainerService.RestoreRevision:input_type -> phoenix.controller.v1.RestoreRevisionRequest
+	53, // 79: phoenix.controller.v1.ContainerService.Restart:input_type -> phoenix.controller.v1.RestartRequest
+	55, // 80: phoenix.controller.v1.ContainerService.Probe:input_type -> phoenix.controller.v1.ProbeRequest
+	57, // 81: phoenix.controller.v1.ContainerService.Exec:input_type -> phoenix.controller.v1.ExecRequest
+	9,  // 82: phoenix.controller.v1.FleetService.ValidateFleet:output_type -> phoenix.controller.v1.ValidateFleetResponse
+	11, // 83: phoenix.controller.v1.FleetService.GetFleet:output_type -> phoenix.controller.v1.GetFleetResponse
+	16, // 84: phoenix.controller.v1.FleetService.GetStatus:output_type -> phoenix.controller.v1.GetStatusResponse
+	19, // 85: phoenix.controller.v1.RunService.Plan:output_type -> phoenix.controller.v1.PlanResponse
+	24, // 86: phoenix.controller.v1.RunService.Apply:output_type -> phoenix.controller.v1.ApplyResponse
+	30, // 87: phoenix.controller.v1.RunService.ListRuns:output_type -> phoenix.controller.v1.ListRunsResponse
+	32, // 88: phoenix.controller.v1.RunService.GetRun:output_type -> phoenix.controller.v1.GetRunResponse
+	34, // 89: phoenix.controller.v1.RunService.WatchRun:output_type -> phoenix.controller.v1.WatchRunResponse
+	36, // 90: phoenix.controller.v1.RunService.CancelRun:output_type -> phoenix.controller.v1.CancelRunResponse
+	38, // 91: phoenix.controller.v1.NodeService.ListNodes:output_type -> phoenix.controller.v1.ListNodesResponse
+	40, // 92: phoenix.controller.v1.NodeService.ListDevices:output_type -> phoenix.controller.v1.ListDevicesResponse
+	42, // 93: phoenix.controller.v1.NodeService.AcknowledgeGpuErrors:output_type -> phoenix.controller.v1.AcknowledgeGpuErrorsResponse
+	44, // 94: phoenix.controller.v1.ContainerService.ListContainers:output_type -> phoenix.controller.v1.ListContainersResponse
+	46, // 95: phoenix.controller.v1.ContainerService.GetContainer:output_type -> phoenix.controller.v1.GetContainerResponse
+	48, // 96: phoenix.controller.v1.ContainerService.ListRevisions:output_type -> phoenix.controller.v1.ListRevisionsResponse
+	50, // 97: phoenix.controller.v1.ContainerService.GetRevision:output_type -> phoenix.controller.v1.GetRevisionResponse
+	52, // 98: phoenix.controller.v1.ContainerService.RestoreRevision:output_type -> phoenix.controller.v1.RestoreRevisionResponse
+	54, // 99: phoenix.controller.v1.ContainerService.Restart:output_type -> phoenix.controller.v1.RestartResponse
+	56, // 100: phoenix.controller.v1.ContainerService.Probe:output_type -> phoenix.controller.v1.ProbeResponse
+	58, // 101: phoenix.controller.v1.ContainerService.Exec:output_type -> phoenix.controller.v1.ExecResponse
+	82, // [82:102] is the sub-list for method output_type
+	62, // [62:82] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_controller_v1_controller_proto_init() }
@@ -4067,11 +4481,11 @@ func file_phoenix_controller_v1_controller_proto_init() {
 	if File_phoenix_controller_v1_controller_proto != nil {
 		return
 	}
-	file_phoenix_controller_v1_controller_proto_msgTypes[15].OneofWrappers = []any{
+	file_phoenix_controller_v1_controller_proto_msgTypes[17].OneofWrappers = []any{
 		(*ApplyResponse_Run)(nil),
 		(*ApplyResponse_Step)(nil),
 	}
-	file_phoenix_controller_v1_controller_proto_msgTypes[25].OneofWrappers = []any{
+	file_phoenix_controller_v1_controller_proto_msgTypes[27].OneofWrappers = []any{
 		(*WatchRunResponse_Run)(nil),
 		(*WatchRunResponse_Step)(nil),
 	}
@@ -4080,8 +4494,8 @@ func file_phoenix_controller_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_controller_v1_controller_proto_rawDesc), len(file_phoenix_controller_v1_controller_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   50,
+			NumEnums:      7,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
