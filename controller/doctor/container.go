@@ -283,14 +283,20 @@ func (e *examination) devices() string {
 	}
 	opened := 0
 	for _, p := range e.Probe.Results {
+		assigned := e.assigned(p)
 		switch {
-		case need[p.Path]:
+		case need[p.Path] || p.Expected && assigned:
+			need[p.Path] = true
 			if e.opened(p) {
 				opened++
 			}
-		case p.GPU >= 0 && reached(p) && !e.Node.mig(p.GPU):
+		case p.GPU >= 0 && !assigned && reached(p):
+			what := fmt.Sprintf("GPU %d is", p.GPU)
+			if p.MIG != nil {
+				what = fmt.Sprintf("a MIG device of GPU %d is", p.GPU)
+			}
 			e.broken(Leak, fmt.Sprintf("%s inside: %s", p.Path, p.Outcome), fmt.Sprintf("%s, which restarts it if need be; look for a rule that allows too much (phoenix-cli conf show %d)", e.apply(), e.CTID),
-				"GPU %d is not assigned and can be opened inside", p.GPU)
+				"%s not assigned and can be opened inside", what)
 		}
 	}
 	if len(e.targets) == 0 {
@@ -299,9 +305,18 @@ func (e *examination) devices() string {
 	return fmt.Sprintf("a process inside opened %d of %d devices, and no other GPU's", opened, len(need))
 }
 
-// mig reports whether a GPU is divided: the device of a divided card gives nothing by itself.
-func (n *Node) mig(index int) bool {
-	return slices.ContainsFunc(n.GPUs, func(g GPU) bool { return g.Index == index && g.MIG })
+// assigned reports whether a device belongs to an assigned GPU or MIG device. The device of a card that is divided gives
+// nothing by itself, and is part of each of its MIG devices.
+func (e *examination) assigned(p Probed) bool {
+	return slices.ContainsFunc(e.targets, func(t target) bool {
+		switch {
+		case t.gpu == nil || t.gpu.Index != p.GPU:
+			return false
+		case p.MIG == nil || t.want.MIG == nil:
+			return true
+		}
+		return p.MIG.GI == t.want.MIG.GI && (p.MIG.CI < 0 || p.MIG.CI == t.want.MIG.CI)
+	})
 }
 
 // reached reports whether the kernel let an open through.
