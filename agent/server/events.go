@@ -76,7 +76,7 @@ func (e *events) look(ctx context.Context) error {
 	}
 	next := snapshot{
 		containers: make(map[int32]*typev1.Container, len(containers)),
-		devices:    e.node.devices(inv, containers),
+		devices:    withoutProcesses(e.node.devices(inv, containers)),
 	}
 	for i := range containers {
 		next.containers[containers[i].CTID] = containerOf(e.node.Name, &containers[i])
@@ -168,6 +168,15 @@ func sendDifference(sent, now snapshot, send func(*agentv1.WatchEventsResponse) 
 		}
 	}
 	if !proto.Equal(now.devices, sent.devices) {
+		if sent.devices != nil {
+			for _, c := range deviceChanges(sent.devices, now.devices) {
+				msg := event()
+				msg.Event = &agentv1.WatchEventsResponse_DeviceChange{DeviceChange: c}
+				if err := send(msg); err != nil {
+					return err
+				}
+			}
+		}
 		msg := event()
 		msg.Event = &agentv1.WatchEventsResponse_Devices{Devices: now.devices}
 		return send(msg)

@@ -622,6 +622,13 @@ func TestWatchEvents(t *testing.T) {
 	if e := next(); e.GetContainer().GetState() != typev1.ContainerState_CONTAINER_STATE_RUNNING {
 		t.Errorf("event after the start: %v", e)
 	}
+	n.RemoveNode("nvidia1")
+	if c := next().GetDeviceChange(); c.GetKind() != agentv1.DeviceChangeKind_DEVICE_CHANGE_KIND_NODE_LOST || c.GetPath() != "/dev/nvidia1" {
+		t.Errorf("event after a device node vanished: %v", c)
+	}
+	if e := next(); len(e.GetDevices().GetProblems()) != 1 {
+		t.Errorf("event after that: %v, want the devices", e)
+	}
 	n.Stop()
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || reason(t, err) != "SHUTTING_DOWN" {
 		t.Errorf("end of the agent: %v, want Unavailable with SHUTTING_DOWN", err)
