@@ -275,7 +275,7 @@ var advice = map[errorv1.Reason]string{
 	errorv1.Reason_REASON_LIBC_NOT_SUPPORTED:           "Make the container anew from a template with glibc (Debian, Ubuntu, ...); NVIDIA has no driver for musl.",
 	errorv1.Reason_REASON_DRIVER_PACKAGED:              "In the container remove the packages {packages}, then repeat: phoenix-cli exec {ctid}.",
 	errorv1.Reason_REASON_CONTAINER_TOO_SMALL:          "Give it more {resource}, {needed_mib} MiB at least: pct resize or pct set on its node; then repeat.",
-	errorv1.Reason_REASON_DRIVER_INSTALL_FAILED:        "The rest of the installer's log is in the container: phoenix-cli exec {ctid} cat /var/log/nvidia-installer.log.",
+	errorv1.Reason_REASON_DRIVER_INSTALL_FAILED:        "The message ends with what NVIDIA's installer printed. Correct that in the container, then repeat: a half-done installation is repaired.",
 	errorv1.Reason_REASON_DRIVER_NOT_REMOVABLE:         "Its libraries came by another way, a package or a copy: remove them in that way.",
 
 	errorv1.Reason_REASON_STOP_TIMEOUT:          "It still runs. Give it longer (--timeout), or leave out --no-force: then it is killed.",
