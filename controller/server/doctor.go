@@ -12,6 +12,8 @@ import (
 	"phoenix.internal/controller/doctor"
 	"phoenix.internal/controller/fleet"
 	"phoenix.internal/controller/node"
+	"phoenix.internal/controller/observed"
+	"phoenix.internal/controller/plan"
 )
 
 type doctorService struct {
@@ -73,11 +75,13 @@ type ward struct {
 	nodes      []nodeFacts
 	away       []doctor.Away
 	containers []*typev1.Container // by CTID and node
+	assigned   map[int32]plan.Assigned
 }
 
 // nodeFacts are one node's answers.
 type nodeFacts struct {
 	node       *doctor.Node
+	observed   observed.Node
 	containers []*typev1.Container
 }
 
@@ -99,15 +103,22 @@ func (s *doctorService) ward(ctx context.Context, f *fleet.Fleet) (*ward, error)
 		for _, c := range containers.GetContainers() {
 			c.Node = n.Name() // the name that callers can use here
 		}
-		return nodeFacts{doctorNode(n.Name(), info.GetNode(), devices.GetDevices()), containers.GetContainers()}, nil
+		return nodeFacts{
+			doctorNode(n.Name(), info.GetNode(), devices.GetDevices()),
+			node.Observed(n.Name(), devices.GetDevices(), containers.GetContainers(), containers.GetVmIds()),
+			containers.GetContainers(),
+		}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	w := &ward{fleet: f, nodes: nodes}
+	o := &observed.Fleet{}
 	for _, n := range nodes {
 		w.containers = append(w.containers, n.containers...)
+		o.Nodes = append(o.Nodes, n.observed)
 	}
+	w.assigned = plan.Assign(f, o, plan.Options{})
 	slices.SortStableFunc(w.containers, func(a, b *typev1.Container) int { return int(a.GetCtid()) - int(b.GetCtid()) })
 	for _, u := range unreachable {
 		w.away = append(w.away, doctor.Away{Node: u.GetNode(), Message: u.GetMessage()})
@@ -132,7 +143,7 @@ func (w *ward) patients() []int32 {
 
 // facts are what is known about one container from outside.
 func (w *ward) facts(ctid int32) doctor.Facts {
-	f := doctor.Facts{CTID: ctid, Fleet: "the fleet file", Wish: doctorWish(w.fleet, ctid), Away: w.away}
+	f := doctor.Facts{CTID: ctid, Fleet: "the fleet file", Wish: doctorWish(w.fleet, ctid, w.assigned[ctid]), Away: w.away}
 	found := having(w.containers, ctid)
 	if len(found) == 0 {
 		return f

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -12,16 +11,42 @@ import (
 	"phoenix.internal/controller/doctor"
 	"phoenix.internal/controller/engine"
 	"phoenix.internal/controller/fleet"
+	"phoenix.internal/controller/observed"
+	"phoenix.internal/controller/plan"
 )
 
-func doctorWish(f *fleet.Fleet, ctid int32) *doctor.Wish {
+// doctorWish says what a container is to have. A GPU that is named is told as it is named, whether the node has it or not;
+// what was picked, or named in part, is told by what it comes to.
+func doctorWish(f *fleet.Fleet, ctid int32, assigned plan.Assigned) *doctor.Wish {
 	c := f.Container(ctid)
 	if c == nil {
 		return nil
 	}
 	w := &doctor.Wish{Name: c.Name, Node: c.Node, Mode: c.Mode, CloneFrom: c.CloneFrom}
-	for _, index := range c.GPUs {
-		w.GPUs = append(w.GPUs, doctor.Want{Text: fmt.Sprintf("GPU %d", index), Index: index})
+	rest := slices.Clone(assigned.GPUs)
+	for _, s := range c.GPUs {
+		want := doctor.Want{Text: s.String(), Index: -1}
+		switch {
+		case s.Kind == fleet.ByIndex:
+			want.Index = s.Index
+		case s.Kind == fleet.ByAddress:
+			want.PCI = s.ID
+		case s.Kind == fleet.ByUUID && len(s.ID) == len("GPU-00000000-0000-0000-0000-000000000000"):
+			want.UUID = s.ID
+		default:
+			continue
+		}
+		w.GPUs = append(w.GPUs, want)
+		rest = slices.DeleteFunc(rest, func(r observed.Ref) bool {
+			return !r.IsMIG && (r.Index == want.Index || r.PCIAddress == want.PCI || r.UUID != "" && r.UUID == want.UUID)
+		})
+	}
+	for _, r := range rest {
+		want := doctor.Want{Text: r.String(), UUID: r.UUID, PCI: r.PCIAddress, Index: r.Index}
+		if r.IsMIG {
+			want.MIG = &doctor.Instance{GI: r.MIG.GPUInstance, CI: r.MIG.ComputeInstance}
+		}
+		w.GPUs = append(w.GPUs, want)
 	}
 	return w
 }
@@ -116,7 +141,7 @@ func doctorPassthrough(p *typev1.Passthrough) doctor.Passthrough {
 		out.GPUs = append(out.GPUs, doctor.Given{Index: int(g.GetIndex()), Minor: int(g.GetMinor()), MIG: doctorInstance(g.GpuInstanceId, g.ComputeInstanceId)})
 	}
 	if p.GetMode() != typev1.PassthroughMode_PASSTHROUGH_MODE_UNSPECIFIED {
-		out.Mode = modeText(p.GetMode())
+		out.Mode = doctorWord(p.GetMode().String(), "PASSTHROUGH_MODE_")
 	}
 	out.Devices = convert(p.GetDevices(), (*typev1.Device).GetPath)
 	return out
