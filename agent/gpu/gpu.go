@@ -29,9 +29,10 @@ type Scanner struct {
 
 	preparing sync.Mutex // held by Prepare
 
-	mu      sync.Mutex
-	memory  *memory  // of the latest driver version and set of GPUs
-	library *library // likewise, and of their MIG devices
+	mu       sync.Mutex
+	memory   *memory   // of the latest driver version and set of GPUs
+	migNames *migNames // of the latest division of GPUs
+	library  *library  // likewise, and of their MIG devices
 }
 
 // An Inventory is what a node has of GPUs at one moment.
@@ -113,6 +114,7 @@ func (s *Scanner) Scan(ctx context.Context) (*Inventory, error) {
 	}
 	if !s.addNVML(ctx, inv) {
 		s.addMemory(ctx, inv)
+		s.addMIGNames(ctx, inv)
 	}
 	return inv, nil
 }
