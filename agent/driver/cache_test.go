@@ -172,3 +172,230 @@ func stop(t *testing.T, w *world, n int64) {
 		t.Fatalf("the fetch ended with %v before it was left", err)
 	}
 }
+
+// What a server does wrong costs time and nothing else.
+func TestFaults(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		cut    int64 // where an earlier fetch was left
+		faults runfile.Faults
+		asked  []string // the ranges
+	}{
+		{"cut again and again", 0, runfile.Faults{CutAt: 100 << 10}, []string{"", " bytes=102400-", " bytes=204800-", " bytes=307200-"}},
+		{"no ranges", 1000, runfile.Faults{NoRanges: true}, []string{" bytes=1000-"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			if tc.cut > 0 {
+				stop(t, w, tc.cut)
+				w.server.Asked()
+			}
+			w.server.Set(tc.faults)
+			if _, err := w.fetch(t); err != nil {
+				t.Fatal(err)
+			}
+			w.complete(t)
+			var want []string
+			for _, r := range tc.asked {
+				want = append(want, runfile.Name(version)+r)
+			}
+			if asked, _ := w.server.Asked(); !slices.Equal(asked, want) {
+				t.Errorf("asked for %q, want %q", asked, want)
+			}
+		})
+	}
+}
+
+// A file that changes while nobody looks is fetched from its beginning.
+func TestChangedBetween(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		faults runfile.Faults // of the server before
+	}{
+		{"with an ETag", runfile.Faults{}},
+		{"without a validator", runfile.Faults{NoETag: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			f := tc.faults
+			f.StallAt = 1000
+			w.server.Set(f)
+			left, cancel := context.WithCancel(t.Context())
+			if _, err := w.Fetch(left, driver.Request{Version: version, URL: w.url}, func(p driver.Progress) error {
+				if p.Done >= 1000 {
+					cancel()
+				}
+				return nil
+			}); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			w.file = runfile.New(runfile.Options{Version: version, Padding: 400 << 10})
+			w.sum = fmt.Sprintf("%x", sha256.Sum256(w.file))
+			w.server.Put(runfile.Name(version), w.file)
+			w.server.Set(tc.faults)
+			if _, err := w.fetch(t); err != nil {
+				t.Fatal(err)
+			}
+			w.complete(t)
+		})
+	}
+}
+
+// A beginning that is not what it was written as, as after a power cut, shows in the checksum; then all of it is fetched.
+func TestSpoiltBeginning(t *testing.T) {
+	w := newWorld(t)
+	stop(t, w, 1000)
+	path := filepath.Join(w.Dir, version, "runfile.partial")
+	if err := os.WriteFile(path, make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.server.Set(runfile.Faults{})
+	w.server.Asked()
+	if _, err := w.fetch(t); err != nil {
+		t.Fatal(err)
+	}
+	w.complete(t)
+	want := []string{runfile.Name(version) + " bytes=1000-", runfile.Name(version)}
+	if asked, _ := w.server.Asked(); !slices.Equal(asked, want) {
+		t.Errorf("asked for %q, want %q", asked, want)
+	}
+}
+
+// What cannot become an installer leaves nothing.
+func TestLeavesNothing(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		prepare func(w *world) driver.Request
+		wrong   func(err error) bool
+	}{
+		{"wrong published checksum", func(w *world) driver.Request {
+			w.server.Set(runfile.Faults{WrongSum: true})
+			return driver.Request{}
+		}, is[*driver.ChecksumError]},
+		{"wrong given checksum", func(w *world) driver.Request {
+			return driver.Request{SHA256: strings.Repeat("0", 64)}
+		}, is[*driver.ChecksumError]},
+		{"too large", func(w *world) driver.Request {
+			w.MaxBytes = int64(len(w.file)) - 1
+			return driver.Request{}
+		}, is[*driver.InvalidError]},
+		{"another version", func(w *world) driver.Request { return driver.Request{Version: "580.105.07"} }, is[*driver.InvalidError]},
+		{"no runfile", func(w *world) driver.Request {
+			w.server.Put(runfile.Name(version), []byte("#!/bin/sh\necho it does not work; exit 3\n"))
+			return driver.Request{}
+		}, func(err error) bool {
+			return is[*driver.InvalidError](err) && strings.Contains(err.Error(), "it does not work")
+		}},
+		{"redirected elsewhere", func(w *world) driver.Request {
+			w.server.Set(runfile.Faults{Redirect: "https://example.org/x.run"})
+			return driver.Request{}
+		}, is[*driver.SourceError]},
+		{"not found", func(w *world) driver.Request {
+			w.server.Set(runfile.Faults{Status: 404})
+			return driver.Request{}
+		}, is[*driver.FetchError]},
+		{"no version", func(w *world) driver.Request { return driver.Request{Version: "../../etc"} },
+			func(err error) bool { return err != nil && !is[*driver.FetchError](err) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			r := tc.prepare(w)
+			r.URL = w.url
+			if r.Version == "" {
+				r.Version = version
+			}
+			if _, err := w.Fetch(t.Context(), r, nil); !tc.wrong(err) {
+				t.Errorf("got %v", err)
+			}
+			if left := names(t, w.Dir); len(left) != 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+func TestSources(t *testing.T) {
+	dir := t.TempDir()
+	file := runfile.New(runfile.Options{Version: version})
+	write := func(path string, b []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, path), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "allowed"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write("allowed/a.run", file)
+	write("allowed/a.run.sha256sum", fmt.Appendf(nil, "%x  a.run\n", sha256.Sum256(file)))
+	write("outside.run", file)
+	for name, target := range map[string]string{"link.run": "a.run", "out.run": "../outside.run"} {
+		if err := os.Symlink(target, filepath.Join(dir, "allowed", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256(file))
+	allowed := dir + "/allowed/"
+	for _, tc := range []struct {
+		name, url, sum string
+		ok             bool
+		source         bool // refused for where it is
+	}{
+		{name: "path, with the checksum beside it", url: allowed + "a.run", ok: true},
+		{name: "file URL", url: "file://" + allowed + "a.run", ok: true},
+		{name: "link in the directory", url: allowed + "link.run", sum: sum, ok: true},
+		{name: "link out of it", url: allowed + "out.run", sum: sum},
+		{name: "directory", url: dir + "/allowed", sum: sum, source: true},
+		{name: "path out of it", url: allowed + "../outside.run", sum: sum, source: true},
+		{name: "another path", url: dir + "/outside.run", sum: sum, source: true},
+		{name: "relative path", url: "a.run", sum: sum, source: true},
+		{name: "host that begins alike", url: "https://good.example.evil.example/a.run", sum: sum, source: true},
+		{name: "user before the host", url: "https://good.example@evil.example/a.run", sum: sum, source: true},
+		{name: "escaped dots", url: "https://good.example/pub/%2e%2e/a.run", sum: sum, source: true},
+		{name: "dots", url: "https://good.example/pub/../a.run", sum: sum, source: true},
+		{name: "query", url: "https://good.example/pub/a.run?x", sum: sum, source: true},
+		{name: "another scheme", url: "gopher://good.example/pub/a.run", sum: sum, source: true},
+		{name: "backslash", url: `https://good.example\@evil.example/pub/a.run`, sum: sum, source: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := &driver.Cache{Dir: filepath.Join(t.TempDir(), "driver"), Sources: []string{"https://good.example/pub/", allowed}}
+			_, err := c.Fetch(t.Context(), driver.Request{Version: version, URL: tc.url, SHA256: tc.sum}, nil)
+			if tc.ok != (err == nil) || tc.source != is[*driver.SourceError](err) {
+				t.Errorf("%s: %v", tc.url, err)
+			}
+			if left := names(t, c.Dir); !tc.ok && len(left) != 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+// What is kept or being installed stays.
+func TestPrune(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.fetch(t); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := w.Prune(version); err != nil || len(removed) != 0 {
+		t.Errorf("kept: removed %q, %v", removed, err)
+	}
+	release := driver.Use(t, w.Cache, version)
+	if removed, err := w.Prune("580.95.05"); err != nil || len(removed) != 0 {
+		t.Errorf("in use: removed %q, %v", removed, err)
+	}
+	if entries, err := w.List(); err != nil || len(entries) != 1 || !entries[0].InUse {
+		t.Errorf("in use: %+v, %v", entries, err)
+	}
+	release()
+	if removed, err := w.Prune(); err != nil || !slices.Equal(removed, []string{version}) {
+		t.Errorf("removed %q, %v; want %s", removed, err, version)
+	}
+	if left := names(t, w.Dir); len(left) != 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}

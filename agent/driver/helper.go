@@ -41,6 +41,7 @@ type (
 		Progress *Progress `json:"progress,omitempty"`
 		State    *State    `json:"state,omitempty"`
 		Failure  *failure  `json:"failure,omitempty"`
+		CUDA     *cuda     `json:"cuda,omitempty"`
 	}
 	failure struct {
 		NotRemovable bool   `json:"not_removable,omitempty"`
@@ -55,6 +56,7 @@ const (
 	doInstall = "install"
 	doRemove  = "remove"
 	doClean   = "clean"
+	doCUDA    = "cuda"
 )
 
 const installerName = "nvidia-installer"
@@ -97,8 +99,11 @@ func (h *helper) serve() error {
 	if err := json.Unmarshal(line, &r); err != nil {
 		return fmt.Errorf("read the request: %w", err)
 	}
-	if r.Do == doInspect {
+	switch r.Do {
+	case doInspect:
 		return h.state()
+	case doCUDA:
+		return h.out.Encode(message{CUDA: initCUDA()})
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
@@ -229,13 +234,18 @@ func flags(version string, graphics bool, known []byte) []string {
 	if n, err := strconv.Atoi(branch); err == nil && n < 515 {
 		all[1] = "--no-kernel-module"
 	}
-	words := strings.FieldsFunc(string(known), func(r rune) bool { return strings.ContainsRune(" \t\r\n,=[]", r) })
-	for _, f := range wanted {
-		if slices.Contains(words, f) {
-			all = append(all, f)
+	return append(all, among(known, wanted)...)
+}
+
+// among returns those of the wanted options that an installer's help describes.
+func among(help []byte, wanted []string) []string {
+	var words []string
+	for line := range strings.Lines(string(help)) { // descriptions, which name options too, stand farther to the right
+		if strings.HasPrefix(line, "  -") {
+			words = append(words, strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \n,=", r) })...)
 		}
 	}
-	return all
+	return slices.DeleteFunc(wanted, func(f string) bool { return !slices.Contains(words, f) })
 }
 
 // unpack reads the archive of the extracted files.
@@ -315,13 +325,8 @@ func (h *helper) remove(ctx context.Context) error {
 		return err
 	}
 	known, _ := run(ctx, installer, "--advanced-options")
-	args := []string{"--uninstall", "--silent"}
 	// The module is the node's: even a try to unload it from a privileged container is one too many.
-	for _, f := range []string{"--skip-module-unload", "--skip-depmod", "--no-rebuild-initramfs"} {
-		if bytes.Contains(known, []byte(f)) {
-			args = append(args, f)
-		}
-	}
+	args := append([]string{"--uninstall", "--silent"}, among(known, []string{"--skip-module-unload", "--skip-depmod", "--no-rebuild-initramfs"})...)
 	if err := setMark(""); err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ const (
 
 // Inspect looks at a running container's driver. The error is an [attach.ErrAttach], an [ErrHelper] or the context's.
 func (i *Installer) Inspect(ctx context.Context, ctid int32) (State, error) {
-	return i.call(ctx, ctid, inspectTimeout, request{Do: doInspect}, nil, nil)
+	return i.state(ctx, ctid, inspectTimeout, request{Do: doInspect}, nil, nil)
 }
 
 // Install installs a version in a running container and returns what it has then; installed is false if it was there in
@@ -88,7 +88,7 @@ func (i *Installer) Install(ctx context.Context, ctid int32, o Options, progress
 	if need := cmp.Or(i.MemoryMiB, 256); s.FreeMemoryMiB >= 0 && s.FreeMemoryMiB < need {
 		return s, false, &SmallError{Resource: "memory", NeededMiB: need, FreeMiB: s.FreeMemoryMiB}
 	}
-	s, err = i.call(ctx, ctid, installTimeout,
+	s, err = i.state(ctx, ctid, installTimeout,
 		request{Do: doInstall, Version: o.Version, Graphics: o.Graphics, TreeBytes: e.TreeBytes},
 		func(w io.Writer) error { return writeTree(w, tree) }, progress)
 	if err != nil {
@@ -105,7 +105,7 @@ func (i *Installer) Remove(ctx context.Context, ctid int32) (State, error) {
 		return State{}, err
 	}
 	defer unlock()
-	s, err := i.call(ctx, ctid, removeTimeout, request{Do: doRemove}, nil, nil)
+	s, err := i.state(ctx, ctid, removeTimeout, request{Do: doRemove}, nil, nil)
 	if err != nil {
 		return State{}, i.cleaned(ctx, ctid, err)
 	}
@@ -125,11 +125,23 @@ func (i *Installer) cleaned(ctx context.Context, ctid int32, err error) error {
 	return err
 }
 
-// call has the process in a container do something.
-func (i *Installer) call(ctx context.Context, ctid int32, timeout time.Duration, r request, feed func(io.Writer) error, progress func(Progress) error) (State, error) {
-	program, err := i.Attacher.Program()
+// state is call for what is answered with a state.
+func (i *Installer) state(ctx context.Context, ctid int32, timeout time.Duration, r request, feed func(io.Writer) error, progress func(Progress) error) (State, error) {
+	m, err := i.call(ctx, ctid, timeout, r, feed, progress)
 	if err != nil {
 		return State{}, err
+	}
+	if m.State == nil {
+		return State{}, fmt.Errorf("%w: no state", ErrHelper)
+	}
+	return *m.State, m.State.check()
+}
+
+// call has the process in a container do something, and returns its last message.
+func (i *Installer) call(ctx context.Context, ctid int32, timeout time.Duration, r request, feed func(io.Writer) error, progress func(Progress) error) (message, error) {
+	program, err := i.Attacher.Program()
+	if err != nil {
+		return message{}, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -143,7 +155,7 @@ func (i *Installer) call(ctx context.Context, ctid int32, timeout time.Duration,
 		Timeout: timeout,
 	})
 	if err != nil {
-		return State{}, err
+		return message{}, err
 	}
 	fed := make(chan struct{})
 	go func() {
@@ -157,7 +169,7 @@ func (i *Installer) call(ctx context.Context, ctid int32, timeout time.Duration,
 	in.CloseWithError(io.ErrClosedPipe)
 	<-fed
 	if err != nil && answers.err == nil {
-		return State{}, err
+		return message{}, err
 	}
 	return answers.result(exit, complaint)
 }
@@ -228,29 +240,29 @@ func (a *answers) take(line []byte) error {
 }
 
 // result is what came of it.
-func (a *answers) result(exit attach.Exit, complaint *tail) (State, error) {
+func (a *answers) result(exit attach.Exit, complaint *tail) (message, error) {
 	switch {
 	case a.err != nil:
-		return State{}, a.err
+		return message{}, a.err
 	case a.last.Failure != nil && a.last.Failure.NotRemovable:
-		return State{}, ErrNotRemovable
+		return message{}, ErrNotRemovable
 	case a.last.Failure != nil:
 		const most = 1 << 10
 		f := a.last.Failure
-		return State{}, &InstallError{
+		return message{}, &InstallError{
 			Message: printable(f.Message[:min(len(f.Message), most)]),
 			Output:  printable(f.Output[max(len(f.Output)-maxOutput, 0):]),
 		}
-	case a.last.State != nil:
-		return *a.last.State, a.last.State.check()
+	case a.last.State != nil, a.last.CUDA != nil:
+		return a.last, nil
 	case exit.TimedOut:
-		return State{}, fmt.Errorf("%w: it took too long", ErrHelper)
+		return message{}, fmt.Errorf("%w: it took too long", ErrHelper)
 	case exit.NotStarted:
-		return State{}, fmt.Errorf("%w: the helper cannot be executed there; is /proc mounted in the container?", ErrHelper)
+		return message{}, fmt.Errorf("%w: the helper cannot be executed there; is /proc mounted in the container?", ErrHelper)
 	case exit.Code == 128+9:
-		return State{}, fmt.Errorf("%w: the process in the container was killed; was the container stopped, or is its memory too small?", ErrHelper)
+		return message{}, fmt.Errorf("%w: the process in the container was killed; was the container stopped, or is its memory too small?", ErrHelper)
 	}
-	return State{}, fmt.Errorf("%w: it ended with status %d: %s", ErrHelper, exit.Code, complaint)
+	return message{}, fmt.Errorf("%w: it ended with status %d: %s", ErrHelper, exit.Code, complaint)
 }
 
 // check makes sure that a state, which the container may have altered, has only values that there are.

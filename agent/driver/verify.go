@@ -29,7 +29,7 @@ type CUDACheck int
 // How far.
 const (
 	CUDANoLibrary CUDACheck = iota
-	CUDANotRun              // there is a libcuda.so.1, which nothing called
+	CUDANotRun              // there is a libcuda.so.1, which was not called: there is no GPU, or this machine is no x86-64
 	CUDARan
 )
 
@@ -55,23 +55,28 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 	case s.Version != version:
 		problem("the container's libraries are of %s, and the node's loaded module is %s", s.Version, version)
 	}
-	if s.CUDA != "" {
-		v.CUDA = CUDANotRun
-	}
 	list, why, err := i.smi(ctx, ctid, "-L")
 	if err != nil {
 		return Verdict{}, err
 	}
-	if why != "" {
+	v.UUIDs = listedUUIDs(list)
+	if why != "" && len(v.UUIDs)+len(expected) > 0 { // without a GPU it has reason to fail
 		problem("nvidia-smi -L: %s", why)
 	}
-	v.UUIDs = listedUUIDs(list)
 	v.Missing, v.Unexpected = without(expected, v.UUIDs), without(v.UUIDs, expected)
 	if len(v.Missing) > 0 {
 		problem("nvidia-smi does not list %s", strings.Join(v.Missing, ", "))
 	}
 	if len(v.Unexpected) > 0 {
 		problem("nvidia-smi lists %s, which the container should not have", strings.Join(v.Unexpected, ", "))
+	}
+	if s.CUDA != "" {
+		v.CUDA = CUDANotRun
+		if len(v.UUIDs) > 0 {
+			if err := i.verifyCUDA(ctx, ctid, &v); err != nil {
+				return Verdict{}, err
+			}
+		}
 	}
 	if why != "" || len(v.UUIDs) == 0 {
 		return v, nil

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -232,7 +233,7 @@ func TestDriver(t *testing.T) {
 	if want := []typev1.DriverPhase{typev1.DriverPhase_DRIVER_PHASE_COPY, typev1.DriverPhase_DRIVER_PHASE_INSTALL, typev1.DriverPhase_DRIVER_PHASE_CHECK}; !slices.Equal(slices.Compact(phases), want) {
 		t.Errorf("phases %v, want %v", phases, want)
 	}
-	if c := w.verify(t, 901, uuid(0)); !c.GetOk() || c.GetSmiVersion() != loadedDriver || !slices.Equal(c.GetUuids(), []string{uuid(0)}) || c.GetCuda() == typev1.CudaCheck_CUDA_CHECK_NO_LIBRARY {
+	if c := w.verify(t, 901, uuid(0)); !c.GetOk() || c.GetSmiVersion() != loadedDriver || !slices.Equal(c.GetUuids(), []string{uuid(0)}) || c.GetCuda() != typev1.CudaCheck_CUDA_CHECK_RAN || c.GetCudaResult() != 0 {
 		t.Errorf("verify: %v", c)
 	}
 	if c := w.verify(t, 901, uuid(1)); c.GetOk() || !slices.Equal(c.GetMissingUuids(), []string{uuid(1)}) || !slices.Equal(c.GetUnexpectedUuids(), []string{uuid(0)}) {
@@ -242,6 +243,42 @@ func TestDriver(t *testing.T) {
 		t.Errorf("install what is there: %v, %v; want nothing done", result, err)
 	}
 
+	t.Run("CUDA that fails", func(t *testing.T) {
+		library := w.root(901, "usr/lib/x86_64-linux-gnu/libcuda.so."+loadedDriver)
+		whole, err := os.ReadFile(library)
+		if err != nil {
+			t.Skipf("no libraries for this machine in the container: %v", err)
+		}
+		defer w.write(t, library, whole)
+		for _, test := range []struct {
+			name, problem string
+			library       []byte
+			result        int32
+		}{
+			{"unknown error, from a library that uses glibc", "cuInit returned 999 (unknown error", compiled(t, "libcuda.so.1", `
+				#include <pthread.h>
+				#include <stdlib.h>
+				#include <string.h>
+				static __thread int local = 990;
+				static void *work(void *p) { *(int *)p += local; return p; }
+				int cuInit(unsigned flags) {
+					int *n = malloc(sizeof *n);
+					pthread_t t;
+					*n = strlen("nine chars") - 1;
+					if (pthread_create(&t, 0, work, n) || pthread_join(t, 0)) return 1;
+					return *n + (int)flags;
+				}`), 999},
+			{"not a library", "cuInit of libcuda.so.1 cannot be called", []byte("nothing"), 0},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				w.write(t, library, test.library)
+				c := w.verify(t, 901, uuid(0))
+				if c.GetOk() || c.GetCudaResult() != test.result || !slices.ContainsFunc(c.GetProblems(), func(p string) bool { return strings.HasPrefix(p, test.problem) }) {
+					t.Errorf("got %v, want %q", c, test.problem)
+				}
+			})
+		}
+	})
 	t.Run("downgrade and upgrade", func(t *testing.T) {
 		if _, err := w.fetch(t.Context(), older, nil); err != nil {
 			t.Fatal(err)
@@ -529,6 +566,34 @@ func TestDriverInContainers(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// write changes the content of a file in a container.
+func (w *driverWorld) write(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, content, 0); err != nil { // it is there
+		t.Fatal(err)
+	}
+}
+
+// compiled is a shared library made of C.
+func compiled(t *testing.T, soname, source string) []byte {
+	t.Helper()
+	gcc, err := exec.LookPath("gcc") // the race detector needs it too
+	if err != nil {
+		t.Skip("no gcc")
+	}
+	path := filepath.Join(t.TempDir(), "library")
+	cmd := exec.Command(gcc, "-shared", "-fPIC", "-Wl,-soname,"+soname, "-o", path, "-x", "c", "-", "-pthread")
+	cmd.Stdin = strings.NewReader(source)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // inContainer runs a shell command in a container, which has to succeed.

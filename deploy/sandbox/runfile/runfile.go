@@ -71,7 +71,7 @@ func New(o Options) []byte {
 	add("kernel/Kbuild", "# nothing is built of it\n", 0o644)
 	for _, soname := range libraries {
 		name, _, _ := strings.Cut(soname, ".so.")
-		add(name+".so."+o.Version, string(sharedObject(soname)), 0o755)
+		add(name+".so."+o.Version, string(sharedObject(soname, "cuInit")), 0o755)
 	}
 	padding := make([]byte, o.Padding)
 	rand.NewChaCha8([32]byte{1}).Read(padding)

@@ -213,7 +213,8 @@ const (
 	CudaCheck_CUDA_CHECK_UNSPECIFIED CudaCheck = 0
 	// The container has no libcuda.so.1: there is nothing to verify.
 	CudaCheck_CUDA_CHECK_NO_LIBRARY CudaCheck = 1
-	// There is a libcuda.so.1, but nothing could call its cuInit.
+	// There is a libcuda.so.1 whose cuInit was not called: the container has no GPU, the node is no x86-64, or the
+	// container's loader could not load it, which is among the problems.
 	CudaCheck_CUDA_CHECK_NOT_RUN CudaCheck = 2
 	// cuInit(0) was called; see cuda_result.
 	CudaCheck_CUDA_CHECK_RAN CudaCheck = 3
@@ -349,7 +350,7 @@ type ContainerDriver struct {
 	Packages []string `protobuf:"bytes,8,rep,name=packages,proto3" json:"packages,omitempty"`
 	// Output only. Free space in MiB of the file system that holds /usr.
 	FreeDiskMib int64 `protobuf:"varint,9,opt,name=free_disk_mib,json=freeDiskMib,proto3" json:"free_disk_mib,omitempty"`
-	// Output only. Memory in MiB that processes in the container can still get.
+	// Output only. Memory in MiB that processes in the container can still get; -1 if not known.
 	FreeMemoryMib int64 `protobuf:"varint,10,opt,name=free_memory_mib,json=freeMemoryMib,proto3" json:"free_memory_mib,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
