@@ -22,13 +22,17 @@ func (e *examination) assignment() string {
 	for _, t := range e.targets {
 		switch {
 		case t.moved():
-			e.broken(GPUMoved, fmt.Sprintf("when it was applied it was %s in %s; now it is %s in %s", t.was.UUID, t.was.PCI, t.gpu.UUID, t.gpu.PCI),
+			e.broken(GPUMoved, fmt.Sprintf("when it was applied it was %s in %s; now it is %s in %s", t.want.Was.UUID, t.want.Was.PCI, t.gpu.UUID, t.gpu.PCI),
 				fmt.Sprintf("name the card by its UUID in the fleet file, or phoenix-cli apply --accept-moved %d if the new one is meant", e.CTID),
 				"%s is another card than when it was applied", t.want.Text)
 		case t.gpu == nil:
 			e.broken(NoSuchGPU, fmt.Sprintf("%s has %s", e.Node.Name, e.Node.list()), "correct gpu_assignment in the fleet file; phoenix-cli devices shows what there is",
 				"node %s has no %s", e.Node.Name, t.want.Text)
 		}
+	}
+	if len(e.found) == 0 && len(e.Wish.Errors) > 0 {
+		e.broken(NotAssignable, fmt.Sprintf("%s assigns %s; %s has %s", e.Fleet, texts(e.targets), e.Node.Name, e.Node.list()),
+			"correct gpu_assignment or gpu_policy in the fleet file; phoenix-cli devices shows what there is", "%s", strings.Join(e.Wish.Errors, "; "))
 	}
 	if len(e.targets) == 0 {
 		return e.Fleet + " assigns it no GPU"
@@ -93,6 +97,7 @@ func (e *examination) conf() string {
 		e.warn(OtherMode, fmt.Sprintf("its conf gives them in %s mode, %s says %s", c.Configured.Mode, e.Fleet, e.Wish.Mode), e.apply(),
 			"the devices are given in another mode than the fleet file says")
 	}
+	e.otherUses()
 	if len(e.targets) == 0 {
 		return "its conf gives no GPU"
 	}
@@ -130,6 +135,25 @@ func (e *examination) lacking() {
 	}
 	e.broken(NotGiven, fmt.Sprintf("/etc/pve/lxc/%d.conf of %s gives %s", e.CTID, e.Node.Name, orNothing(c.Configured.Devices)), e.apply(),
 		"its conf does not give %s", texts(lacks))
+}
+
+// otherUses compares the uses for which there are devices with those that the fleet file names.
+func (e *examination) otherUses() {
+	given := e.Container.Configured.Capabilities
+	if e.Wish == nil || len(e.targets) == 0 || len(given) == 0 || len(e.found) > 0 {
+		return
+	}
+	for _, use := range e.Wish.Capabilities {
+		if !slices.Contains(given, use) {
+			e.broken(LacksUse, "its conf gives devices for "+strings.Join(given, ", "), e.apply(), "its conf gives no devices for %s", use)
+		}
+	}
+	for _, use := range given {
+		if !slices.Contains(e.Wish.Capabilities, use) {
+			e.warn(MoreUses, fmt.Sprintf("its conf gives devices for %s; %s says %s", strings.Join(given, ", "), e.Fleet, strings.Join(e.Wish.Capabilities, ", ")), e.apply(),
+				"its conf gives devices for %s, which is not asked for", use)
+		}
+	}
 }
 
 func orNothing(paths []string) string {

@@ -35,7 +35,9 @@ func healthy() doctor.Facts {
 	effective := doctor.Passthrough{GPUs: given.GPUs, Devices: given.Devices}
 	f := doctor.Facts{
 		CTID: 901, Fleet: "the fleet file", On: []string{"pve1"},
-		Wish: &doctor.Wish{Name: "trainer", Mode: "raw", Driver: true, GPUs: []doctor.Want{{Text: "GPU 1", Index: 1}}},
+		Wish: &doctor.Wish{Name: "trainer", Mode: "raw", Driver: true, GPUs: []doctor.Want{{
+			Text: "GPU 1", Index: 1, Was: &doctor.AppliedGPU{UUID: "GPU-b", PCI: "0000:41:00.0"},
+		}}},
 		Node: &doctor.Node{
 			Name: "pve1", Quorate: true, Loaded: "580.105.08", Disk: "580.105.08", Library: "580.105.08",
 			GPUs: []doctor.GPU{
@@ -49,7 +51,6 @@ func healthy() doctor.Facts {
 		},
 		Container: &doctor.Container{
 			Node: "pve1", Hostname: "ct901", State: "running", Unprivileged: true, Configured: given, Effective: &effective,
-			Applied: &doctor.Applied{Assignment: "1", GPUs: []doctor.AppliedGPU{{Index: 1, UUID: "GPU-b", PCI: "0000:41:00.0"}}},
 		},
 		Probe:  &doctor.Probe{},
 		Driver: &doctor.UserDriver{Libc: "glibc", State: "installed", Version: "580.105.08"},
@@ -115,7 +116,6 @@ func instance(f *doctor.Facts) {
 	f.Node.GPUs[1].MIG = true
 	f.Node.GPUs[1].Devices = []doctor.MIGDevice{{Instance: *mig, UUID: "MIG-a", Profile: "1g.10gb"}}
 	f.Container.Configured.GPUs[0].MIG = mig
-	f.Container.Applied = nil
 }
 
 // faults are the ways in which a container can be kept from its GPUs, one row each at least.
@@ -143,7 +143,7 @@ var faults = []struct {
 	{"no quorum", func(f *doctor.Facts) { f.Node.Quorate = false },
 		doctor.NoQuorum, doctor.Agent, doctor.Warning, "read-only", "pvecm status"},
 
-	{"no card at all", func(f *doctor.Facts) { f.Node.GPUs, f.Container.Applied = nil, nil },
+	{"no card at all", func(f *doctor.Facts) { f.Node.GPUs, f.Wish.GPUs[0].Was = nil, nil },
 		doctor.NoCard, doctor.Card, doctor.Fatal, "no VGA or 3D controller", "phoenix-cli devices"},
 	{"the card was taken out", func(f *doctor.Facts) { f.Node.GPUs = f.Node.GPUs[:1] },
 		doctor.CardGone, doctor.Card, doctor.Fatal, "has no 0000:41:00.0", "lspci -d 10de:"},
@@ -151,7 +151,7 @@ var faults = []struct {
 	{"its card is given to a VM", func(f *doctor.Facts) { f.Node.GPUs[1].Driver, f.Node.GPUs[1].Index = "vfio-pci", -1 },
 		doctor.BoundVFIO, doctor.Driver, doctor.Fatal, "/sys/bus/pci/devices/0000:41:00.0/driver is vfio-pci", "grep hostpci"},
 	{"a card is given to a VM, and nothing tells that it was this", func(f *doctor.Facts) {
-		f.Node.GPUs[0].Driver, f.Node.GPUs[0].Index, f.Node.GPUs[1].Index, f.Container.Applied = "vfio-pci", -1, 0, nil
+		f.Node.GPUs[0].Driver, f.Node.GPUs[0].Index, f.Node.GPUs[1].Index, f.Wish.GPUs[0].Was = "vfio-pci", -1, 0, nil
 	}, doctor.BoundVFIO, doctor.Driver, doctor.Fatal, "0000:01:00.0/driver is vfio-pci", "unbind"},
 	{"its card is given to a VM, so that its index is another card's now", func(f *doctor.Facts) {
 		f.Node.GPUs[1].Driver, f.Node.GPUs[1].Index = "vfio-pci", -1
@@ -171,6 +171,8 @@ var faults = []struct {
 	}, doctor.ModuleNotLoaded, doctor.Driver, doctor.Fatal, "/proc/driver/nvidia/version does not exist", "modprobe nvidia"},
 	{"the next boot loads another module", func(f *doctor.Facts) { f.Node.Disk = "590.10.01" },
 		doctor.UpgradePending, doctor.Driver, doctor.Warning, "modinfo says 590.10.01", "reboot"},
+	{"the node's libraries, which the container has, are newer than its module", func(f *doctor.Facts) { f.Node.Library, f.Wish.DriverMode = "590.10.01", "host" },
+		doctor.HostLibraries, doctor.Driver, doctor.Fatal, "libnvidia-ml.so.1 is 590.10.01", "reboot"},
 	{"the node's libraries are newer than its module", func(f *doctor.Facts) { f.Node.Library = "590.10.01" },
 		doctor.HostLibraries, doctor.Driver, doctor.Warning, "libnvidia-ml.so.1 is 590.10.01", "reboot"},
 
@@ -206,14 +208,19 @@ var faults = []struct {
 	{"the MIG device is gone", both(instance, func(f *doctor.Facts) { f.Node.GPUs[1].Devices[0].GI = 9 }),
 		doctor.MIGGone, doctor.MIG, doctor.Fatal, "do not list it", "nvidia-smi mig -i 1 -cgi"},
 
-	{"the fleet file does not name it", both(without, func(f *doctor.Facts) { f.Wish, f.Container.Applied = nil, nil }),
+	{"the fleet file does not name it", both(without, func(f *doctor.Facts) { f.Wish = nil }),
 		doctor.NotInFleet, doctor.Assignment, doctor.Fatal, "no entry 901", "phoenix-cli apply 901"},
 	{"nobody manages it", func(f *doctor.Facts) { f.Wish = nil },
 		doctor.Unmanaged, doctor.Assignment, doctor.Warning, "no entry 901", "conf show 901"},
 	{"the index is another card's", func(f *doctor.Facts) { f.Node.GPUs[0].Index, f.Node.GPUs[1].Index = 1, 0 },
 		doctor.GPUMoved, doctor.Assignment, doctor.Fatal, "it was GPU-b in 0000:41:00.0; now it is GPU-a", "--accept-moved"},
-	{"an index beyond the last", func(f *doctor.Facts) { f.Wish.GPUs[0], f.Container.Applied = doctor.Want{Text: "GPU 7", Index: 7}, nil },
+	{"an index beyond the last", func(f *doctor.Facts) { f.Wish.GPUs[0] = doctor.Want{Text: "GPU 7", Index: 7} },
 		doctor.NoSuchGPU, doctor.Assignment, doctor.Fatal, "GPU 0 (0000:01:00.0), GPU 1 (0000:41:00.0)", "gpu_assignment"},
+
+	{"somebody has it for himself", func(f *doctor.Facts) {
+		f.Wish.Errors = []string{"GPU 1 of node pve1 is CTID 900's alone (gpu_policy exclusive)"}
+	},
+		doctor.NotAssignable, doctor.Assignment, doctor.Fatal, "the fleet file assigns GPU 1", "gpu_policy"},
 
 	{"it cannot be observed", problem("unreadable", "look at it"), doctor.Unreadable, doctor.Conf, doctor.Fatal, "line 7", "look at it"},
 	{"both modes give it", both(stopped, problem("mode_conflict", "")), doctor.ModeConflict, doctor.Conf, doctor.Fatal, "line 7", "phoenix-cli apply 901"},
@@ -235,6 +242,12 @@ var faults = []struct {
 		doctor.GivesShared, doctor.Conf, doctor.Warning, "/dev/nvidiactl", "phoenix-cli apply 901"},
 	{"the other mode", func(f *doctor.Facts) { f.Container.Configured.Mode = "native" },
 		doctor.OtherMode, doctor.Conf, doctor.Warning, "native mode, the fleet file says raw", "phoenix-cli apply 901"},
+	{"graphics was asked for later", func(f *doctor.Facts) {
+		f.Wish.Capabilities, f.Container.Configured.Capabilities = []string{"compute", "graphics"}, []string{"compute"}
+	}, doctor.LacksUse, doctor.Conf, doctor.Fatal, "devices for compute", "phoenix-cli apply 901"},
+	{"graphics was asked for before", func(f *doctor.Facts) {
+		f.Wish.Capabilities, f.Container.Configured.Capabilities = []string{"compute"}, []string{"compute", "graphics"}
+	}, doctor.MoreUses, doctor.Conf, doctor.Warning, "devices for compute, graphics", "phoenix-cli apply 901"},
 	{"another host's major", both(privileged, problem("wrong_major", "")), doctor.WrongMajor, doctor.Conf, doctor.Fatal, "line 7", "phoenix-cli apply 901"},
 	{"another host's major, unprivileged", problem("wrong_major", ""), doctor.WrongMajor, doctor.Conf, doctor.Warning, "line 7", "phoenix-cli apply 901"},
 	{"a wildcard", both(privileged, problem("wildcard_rule", "")), doctor.Wildcard, doctor.Conf, doctor.Fatal, "line 7", "phoenix-cli apply 901"},
@@ -261,6 +274,16 @@ var faults = []struct {
 	{"locked while it runs", func(f *doctor.Facts) { f.Container.Lock = "backup" }, doctor.LockedRunning, doctor.Running, doctor.Warning, "lock: backup", "pct unlock 901"},
 	{"applied, not restarted", func(f *doctor.Facts) { f.Container.RestartPending, f.Container.Effective = true, &doctor.Passthrough{} },
 		doctor.RestartPending, doctor.Running, doctor.Fatal, "it has no NVIDIA device; its conf gives /dev/nvidia-uvm", "phoenix-cli restart 901"},
+
+	{"a MIG device by a UUID that is gone", both(instance, func(f *doctor.Facts) {
+		f.Wish.GPUs[0] = doctor.Want{Text: "MIG-z", MIGUUID: "MIG-z", Index: -1, PCI: "0000:41:00.0", MIG: &doctor.Instance{GI: -1, CI: -1}}
+	}), doctor.MIGGone, doctor.MIG, doctor.Fatal, "do not list it", "nvidia-smi mig -i 1 -cgi"},
+	{"a card by a UUID that no node has", func(f *doctor.Facts) { f.Wish.GPUs[0] = doctor.Want{Text: "GPU-z", UUID: "GPU-z", Index: -1} },
+		doctor.NoSuchGPU, doctor.Assignment, doctor.Fatal, "GPU 1 (0000:41:00.0)", "gpu_assignment"},
+	{"a card by its UUID that is on vfio now", func(f *doctor.Facts) {
+		f.Wish.GPUs[0] = doctor.Want{Text: "GPU-b", UUID: "GPU-b", Index: -1, Was: &doctor.AppliedGPU{UUID: "GPU-b", PCI: "0000:41:00.0"}}
+		f.Node.GPUs[1].Driver, f.Node.GPUs[1].Index, f.Node.GPUs[1].UUID = "vfio-pci", -1, ""
+	}, doctor.BoundVFIO, doctor.Driver, doctor.Fatal, "0000:41:00.0/driver is vfio-pci", "grep hostpci"},
 
 	{"nothing can be run inside", func(f *doctor.Facts) { f.Probe = &doctor.Probe{Err: "lxc-attach says no"} },
 		doctor.ProbeFailed, doctor.Devices, doctor.Fatal, "lxc-attach says no", "lxc-attach -n 901"},
@@ -292,8 +315,10 @@ var faults = []struct {
 	{"half an installation", func(f *doctor.Facts) { f.Driver.State, f.Driver.Broken = "incomplete", []string{"libcuda.so.1"} },
 		doctor.Incomplete, doctor.UserSpace, doctor.Fatal, "libcuda.so.1", "phoenix-cli apply 901"},
 
-	{"nvidia-smi fails", func(f *doctor.Facts) { f.Check = &doctor.DriverCheck{Problems: []string{"exit status 9"}} },
-		doctor.SMIFails, doctor.SMI, doctor.Fatal, "exit status 9", "--verify"},
+	{"nvidia-smi fails", func(f *doctor.Facts) {
+		f.Check = &doctor.DriverCheck{Problems: []string{"nvidia-smi -L: status 9: no driver"}}
+	},
+		doctor.SMIFails, doctor.SMI, doctor.Fatal, "status 9", "--verify"},
 	{"nvidia-smi misses it", func(f *doctor.Facts) { f.Check.UUIDs, f.Check.Missing = nil, []string{"GPU-b"} },
 		doctor.SMIMissing, doctor.SMI, doctor.Fatal, "lists none", "phoenix-cli probe 901"},
 	{"nvidia-smi lists more", func(f *doctor.Facts) {

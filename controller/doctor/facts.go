@@ -21,22 +21,31 @@ type Away struct {
 
 // A Wish is what the fleet file says about one container.
 type Wish struct {
-	Name       string
-	Node       string // that must have it; empty if any may
-	GPUs       []Want // none: it is to have no GPU
-	Mode       string // "raw" or "native"
-	CloneFrom  int32  // 0 if none
-	Driver     bool   // whether it is to have NVIDIA's user-space driver
-	Driverless bool   // whether it is expressly to have none
+	Name         string
+	Node         string   // that must have it; empty if any may
+	GPUs         []Want   // none: it is to have no GPU
+	Errors       []string // why the node cannot give them, in the words of the planning
+	Mode         string   // "raw" or "native"
+	Capabilities []string // "compute", "graphics", "fabric"; none: compute
+	CloneFrom    int32    // 0 if none
+	Driver       bool     // whether it is to have NVIDIA's user-space driver
+	DriverMode   string   // "install", "host" or "none"
 }
 
-// A Want is one GPU, or MIG device, that is assigned. It is named by the first of UUID, PCI and Index that is set.
+// A Want is one GPU, or MIG device, that is assigned. It is named by the first of MIGUUID, UUID, PCI and Index that is set.
 type Want struct {
-	Text  string // as people call it: "GPU 1"
-	UUID  string
-	PCI   string
-	Index int       // as nvidia-smi counts; -1: not named by it
-	MIG   *Instance // nil: the whole GPU
+	Text    string    // as people call it: "GPU 1"
+	MIGUUID string    // or its beginning
+	UUID    string    // or its beginning
+	PCI     string    //
+	Index   int       // as nvidia-smi counts; -1: not named by it
+	MIG     *Instance // nil: the whole GPU; -1/-1 if the node has no such MIG device
+	Was     *AppliedGPU
+}
+
+// An AppliedGPU is the card that was meant when the assignment was last applied.
+type AppliedGPU struct {
+	UUID, PCI string
 }
 
 // An Instance is a MIG device of a GPU.
@@ -123,15 +132,14 @@ type Container struct {
 	Effective      *Passthrough // nil if it does not run
 	RestartPending bool
 	Problems       []Problem
-	Applied        *Applied // nil if nothing was ever applied
-	Docker         *Docker  // nil: not looked for, or there is none
 }
 
 // A Passthrough is what gives a container its GPUs.
 type Passthrough struct {
-	GPUs    []Given
-	Mode    string   // "raw", "native", "mixed", ""
-	Devices []string // paths
+	GPUs         []Given
+	Mode         string   // "raw", "native", "mixed", ""
+	Devices      []string // paths
+	Capabilities []string // for which some device of their own is given
 }
 
 // A Given is a GPU, or MIG device, that a conf or a container has.
@@ -146,19 +154,6 @@ type Problem struct {
 	Message string
 	Line    int
 	Advice  string
-}
-
-// An Applied is what an assignment meant when it was applied.
-type Applied struct {
-	Assignment string
-	GPUs       []AppliedGPU
-}
-
-// An AppliedGPU is one card as it was then.
-type AppliedGPU struct {
-	Index     int
-	UUID, PCI string
-	MIG       *Instance
 }
 
 // A Probe is what opening the devices inside gave.
@@ -196,10 +191,4 @@ type DriverCheck struct {
 	Problems                   []string
 	CUDA                       string // "ran", "no library", "not run"
 	CUDAResult                 int
-}
-
-// A Docker is what was found of Docker in the container.
-type Docker struct {
-	NoCgroups bool // nvidia-container-cli has no-cgroups = true
-	Runtime   bool // NVIDIA's container runtime is configured
 }

@@ -140,7 +140,11 @@ func (e *examination) versions() {
 			"the next boot of %s loads driver %s instead of %s", n.Name, n.Disk, n.Loaded)
 	}
 	if n.Library != "" && n.Library != n.Loaded {
-		e.warn(HostLibraries, fmt.Sprintf("libnvidia-ml.so.1 is %s, the loaded module %s", n.Library, n.Loaded),
+		say := e.warn
+		if e.Wish != nil && e.Wish.DriverMode == "host" && len(e.targets) > 0 {
+			say = e.broken // the container has those libraries
+		}
+		say(HostLibraries, fmt.Sprintf("libnvidia-ml.so.1 is %s, the loaded module %s", n.Library, n.Loaded),
 			e.on("reboot, which loads the module of the libraries; or install the libraries of %s again", n.Loaded),
 			"nvidia-smi does not work on %s itself: its libraries are %s, the loaded module is %s", n.Name, n.Library, n.Loaded)
 	}

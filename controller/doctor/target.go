@@ -9,8 +9,7 @@ import (
 // A target is one assigned GPU and what it means on the node now.
 type target struct {
 	want Want
-	gpu  *GPU        // nil: the node has no such GPU now
-	was  *AppliedGPU // what it was when it was applied; nil if that is not known
+	gpu  *GPU // nil: the node has no such GPU now
 }
 
 // targets finds the assigned GPUs on the node.
@@ -18,14 +17,8 @@ func targets(f Facts) []target {
 	var out []target
 	for _, want := range wants(f) {
 		t := target{want: want}
-		if i := slices.IndexFunc(f.Node.GPUs, func(g GPU) bool { return want.is(g) }); i >= 0 {
+		if i := slices.IndexFunc(f.Node.GPUs, want.is); i >= 0 {
 			t.gpu = &f.Node.GPUs[i]
-		}
-		if f.Container != nil && f.Container.Applied != nil {
-			was := f.Container.Applied.GPUs
-			if i := slices.IndexFunc(was, func(a AppliedGPU) bool { return want.was(a) }); i >= 0 {
-				t.was = &was[i]
-			}
 		}
 		out = append(out, t)
 	}
@@ -52,39 +45,29 @@ func wants(f Facts) []Want {
 
 func (w Want) is(g GPU) bool {
 	switch {
+	case w.MIGUUID != "":
+		return slices.ContainsFunc(g.Devices, func(d MIGDevice) bool { return strings.HasPrefix(d.UUID, w.MIGUUID) }) || w.PCI != "" && g.PCI == w.PCI
 	case w.UUID != "":
-		return g.UUID == w.UUID
+		return strings.HasPrefix(g.UUID, w.UUID)
 	case w.PCI != "":
 		return g.PCI == w.PCI
 	}
 	return w.Index >= 0 && g.Index == w.Index
 }
 
-func (w Want) was(a AppliedGPU) bool {
-	switch {
-	case !sameInstance(w.MIG, a.MIG):
-		return false
-	case w.UUID != "":
-		return a.UUID == w.UUID
-	case w.PCI != "":
-		return a.PCI == w.PCI
-	}
-	return a.Index == w.Index
-}
-
 func sameInstance(a, b *Instance) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // moved reports whether the name now means another card than when it was applied.
 func (t target) moved() bool {
-	return t.gpu != nil && t.was != nil && t.was.UUID != "" && t.gpu.UUID != "" && t.was.UUID != t.gpu.UUID
+	return t.gpu != nil && t.want.Was != nil && t.want.Was.UUID != "" && t.gpu.UUID != "" && t.want.Was.UUID != t.gpu.UUID
 }
 
 // address is the slot in which the card is looked for: where it was when it was applied, if it is not there now or another
 // has its name. Empty if unknown.
 func (t target) address() string {
 	switch {
-	case t.was != nil && (t.gpu == nil || t.moved()):
-		return t.was.PCI
+	case t.want.Was != nil && (t.gpu == nil || t.moved()):
+		return t.want.Was.PCI
 	case t.gpu != nil:
 		return t.gpu.PCI
 	}
@@ -142,6 +125,34 @@ func (t target) nodes() []DeviceNode {
 		out = append(out, m.Nodes...)
 	}
 	return out
+}
+
+// UUIDs are those of the GPUs and MIG devices that nvidia-smi is to list inside; nil if there are none, or if one is not
+// known.
+func (f *Facts) UUIDs() []string {
+	if f.Node == nil || f.Container == nil {
+		return nil
+	}
+	var out []string
+	for _, t := range targets(*f) {
+		uuid := ""
+		switch m := t.instance(); {
+		case m != nil:
+			uuid = m.UUID
+		case t.gpu != nil && t.want.MIG == nil:
+			uuid = t.gpu.UUID
+		}
+		if uuid == "" {
+			return nil
+		}
+		out = append(out, uuid)
+	}
+	return out
+}
+
+// WorthVerifying reports whether there is a driver inside that could be used.
+func (f *Facts) WorthVerifying() bool {
+	return f.Driver != nil && f.Driver.State == "installed" && f.Driver.Version == f.Node.Loaded && !(f.Wish != nil && f.Wish.DriverMode == "none")
 }
 
 func texts(ts []target) string {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -23,7 +24,7 @@ func (e *examination) userSpace() string {
 	switch {
 	case len(e.targets) == 0:
 		return e.notApplicable(noGPU)
-	case e.Wish != nil && e.Wish.Driverless:
+	case e.Wish != nil && e.Wish.DriverMode == "none":
 		return e.notApplicable("driver_mode is none")
 	case d == nil:
 		return e.notExamined("the agent was not asked")
@@ -78,9 +79,12 @@ func (e *examination) smi() string {
 		return e.notExamined(c.Err)
 	}
 	proof := "nvidia-smi inside lists " + orNone(strings.Join(c.UUIDs, ", "))
+	failed := slices.IndexFunc(c.Problems, func(p string) bool {
+		return strings.HasPrefix(p, "nvidia-smi -") || strings.HasPrefix(p, "nvidia-smi reports")
+	})
 	switch {
-	case c.Version == "" && len(c.Problems) > 0:
-		e.broken(SMIFails, c.Problems[0], e.apply()+" --verify", "nvidia-smi does not work inside")
+	case failed >= 0:
+		e.broken(SMIFails, c.Problems[failed], fmt.Sprintf("phoenix-cli exec %d -- nvidia-smi shows it; %s --verify installs the driver anew if it is not in full", e.CTID, e.apply()), "nvidia-smi does not work inside")
 	case len(c.Missing) > 0:
 		e.broken(SMIMissing, proof, fmt.Sprintf("phoenix-cli probe %d; on %s: dmesg | grep NVRM", e.CTID, e.Node.Name), "nvidia-smi inside does not list %s", strings.Join(c.Missing, ", "))
 	case len(c.Unexpected) > 0:

@@ -185,6 +185,9 @@ func (n *Node) Exec() agentv1.ExecServiceClient { return agentv1.NewExecServiceC
 // Files returns the agent's FileService.
 func (n *Node) Files() agentv1.FileServiceClient { return agentv1.NewFileServiceClient(n.conn) }
 
+// Drivers returns the agent's DriverService.
+func (n *Node) Drivers() agentv1.DriverServiceClient { return agentv1.NewDriverServiceClient(n.conn) }
+
 // each calls fn for every node, all at once, and waits for them. fn gets the node's position by name.
 func (f *Fleet) each(ctx context.Context, timeout time.Duration, fn func(ctx context.Context, i int, n *Node)) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 	controllerv1 "phoenix.internal/gen/phoenix/controller/v1"
@@ -103,11 +104,15 @@ func (s *doctorService) ward(ctx context.Context, f *fleet.Fleet) (*ward, error)
 		for _, c := range containers.GetContainers() {
 			c.Node = n.Name() // the name that callers can use here
 		}
-		return nodeFacts{
+		facts := nodeFacts{
 			doctorNode(n.Name(), info.GetNode(), devices.GetDevices()),
 			node.Observed(n.Name(), devices.GetDevices(), containers.GetContainers(), containers.GetVmIds()),
 			containers.GetContainers(),
-		}, nil
+		}
+		if versions, err := n.Drivers().GetDriver(ctx, &agentv1.GetDriverRequest{DiskVersion: true}); err == nil { // an older agent cannot tell
+			facts.node.Disk, facts.node.Library = versions.GetNode().GetDiskVersion(), versions.GetNode().GetLibraryVersion()
+		}
+		return facts, nil
 	})
 	if err != nil {
 		return nil, err
@@ -143,18 +148,20 @@ func (w *ward) patients() []int32 {
 
 // facts are what is known about one container from outside.
 func (w *ward) facts(ctid int32) doctor.Facts {
-	f := doctor.Facts{CTID: ctid, Fleet: "the fleet file", Wish: doctorWish(w.fleet, ctid, w.assigned[ctid]), Away: w.away}
-	found := having(w.containers, ctid)
-	if len(found) == 0 {
-		return f
-	}
-	chosen := found[0]
-	for _, c := range found {
+	f := doctor.Facts{CTID: ctid, Fleet: "the fleet file", Away: w.away}
+	var chosen *typev1.Container
+	for _, c := range having(w.containers, ctid) {
 		f.On = append(f.On, c.GetNode())
-		if f.Wish != nil && c.GetNode() == f.Wish.Node {
+		if wish := w.fleet.Container(ctid); chosen == nil || wish != nil && c.GetNode() == wish.Node {
 			chosen = c
 		}
 	}
+	if chosen == nil {
+		f.Wish = doctorWish(w.fleet, ctid, nil, w.assigned[ctid])
+		return f
+	}
+	found := node.Container(chosen)
+	f.Wish = doctorWish(w.fleet, ctid, &found, w.assigned[ctid])
 	f.Container = doctorContainer(chosen)
 	i := slices.IndexFunc(w.nodes, func(n nodeFacts) bool { return n.node.Name == chosen.GetNode() })
 	f.Node = w.nodes[i].node
@@ -185,6 +192,9 @@ func (w *ward) nodeFindings() []*controllerv1.NodeFinding {
 	return out
 }
 
+// verifyTimeout is the time for nvidia-smi and cuInit: without a persistence daemon each GPU takes seconds.
+const verifyTimeout = 60 * time.Second
+
 // lookInside asks the agent what can only be seen in the running container.
 func (s *doctorService) lookInside(ctx context.Context, f *doctor.Facts, instance string) {
 	n, err := s.Nodes.Node(f.Node.Name)
@@ -192,8 +202,21 @@ func (s *doctorService) lookInside(ctx context.Context, f *doctor.Facts, instanc
 		f.Probe = &doctor.Probe{Err: err.Error()}
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	resp, err := n.Containers().Probe(ctx, &agentv1.ProbeRequest{Ctid: f.CTID, Instance: instance})
-	f.Probe = doctorProbe(resp, err)
+	probe, err := n.Containers().Probe(probing, &agentv1.ProbeRequest{Ctid: f.CTID, Instance: instance})
+	f.Probe = doctorProbe(probe, err)
+	uuids := f.UUIDs()
+	if err != nil || uuids == nil {
+		return
+	}
+	driver, err := n.Drivers().GetDriver(probing, &agentv1.GetDriverRequest{Ctid: f.CTID})
+	f.Driver = doctorUserDriver(driver.GetContainer(), err)
+	if !f.WorthVerifying() {
+		return
+	}
+	verifying, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+	check, err := n.Drivers().VerifyDriver(verifying, &agentv1.VerifyDriverRequest{Ctid: f.CTID, Instance: instance, Uuids: uuids})
+	f.Check = doctorCheck(check.GetCheck(), err)
 }

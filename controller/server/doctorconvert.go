@@ -10,46 +10,7 @@ import (
 
 	"phoenix.internal/controller/doctor"
 	"phoenix.internal/controller/engine"
-	"phoenix.internal/controller/fleet"
-	"phoenix.internal/controller/observed"
-	"phoenix.internal/controller/plan"
 )
-
-// doctorWish says what a container is to have. A GPU that is named is told as it is named, whether the node has it or not;
-// what was picked, or named in part, is told by what it comes to.
-func doctorWish(f *fleet.Fleet, ctid int32, assigned plan.Assigned) *doctor.Wish {
-	c := f.Container(ctid)
-	if c == nil {
-		return nil
-	}
-	w := &doctor.Wish{Name: c.Name, Node: c.Node, Mode: c.Mode, CloneFrom: c.CloneFrom}
-	rest := slices.Clone(assigned.GPUs)
-	for _, s := range c.GPUs {
-		want := doctor.Want{Text: s.String(), Index: -1}
-		switch {
-		case s.Kind == fleet.ByIndex:
-			want.Index = s.Index
-		case s.Kind == fleet.ByAddress:
-			want.PCI = s.ID
-		case s.Kind == fleet.ByUUID && len(s.ID) == len("GPU-00000000-0000-0000-0000-000000000000"):
-			want.UUID = s.ID
-		default:
-			continue
-		}
-		w.GPUs = append(w.GPUs, want)
-		rest = slices.DeleteFunc(rest, func(r observed.Ref) bool {
-			return !r.IsMIG && (r.Index == want.Index || r.PCIAddress == want.PCI || r.UUID != "" && r.UUID == want.UUID)
-		})
-	}
-	for _, r := range rest {
-		want := doctor.Want{Text: r.String(), UUID: r.UUID, PCI: r.PCIAddress, Index: r.Index}
-		if r.IsMIG {
-			want.MIG = &doctor.Instance{GI: r.MIG.GPUInstance, CI: r.MIG.ComputeInstance}
-		}
-		w.GPUs = append(w.GPUs, want)
-	}
-	return w
-}
 
 func doctorNode(name string, n *typev1.Node, d *typev1.NodeDevices) *doctor.Node {
 	out := &doctor.Node{
@@ -124,14 +85,6 @@ func doctorContainer(c *typev1.Container) *doctor.Container {
 			Kind: strings.ToLower(strings.TrimPrefix(p.GetKind().String(), "PROBLEM_KIND_")), Message: p.GetMessage(), Line: int(p.GetLine()), Advice: p.GetAdvice(),
 		})
 	}
-	if a := c.GetApplied(); a != nil {
-		out.Applied = &doctor.Applied{Assignment: a.GetAssignment()}
-		for _, g := range a.GetGpus() {
-			out.Applied.GPUs = append(out.Applied.GPUs, doctor.AppliedGPU{
-				Index: int(g.GetIndex()), UUID: g.GetUuid(), PCI: g.GetPciAddress(), MIG: doctorInstance(g.GpuInstanceId, g.ComputeInstanceId),
-			})
-		}
-	}
 	return out
 }
 
@@ -144,6 +97,7 @@ func doctorPassthrough(p *typev1.Passthrough) doctor.Passthrough {
 		out.Mode = doctorWord(p.GetMode().String(), "PASSTHROUGH_MODE_")
 	}
 	out.Devices = convert(p.GetDevices(), (*typev1.Device).GetPath)
+	out.Capabilities = convert(p.GetCapabilities(), func(c typev1.GpuCapability) string { return doctorWord(c.String(), "GPU_CAPABILITY_") })
 	return out
 }
 
@@ -171,6 +125,26 @@ func doctorProbe(resp *agentv1.ProbeResponse, err error) *doctor.Probe {
 		})
 	}
 	return p
+}
+
+func doctorUserDriver(d *typev1.ContainerDriver, err error) *doctor.UserDriver {
+	if err != nil {
+		return &doctor.UserDriver{Err: err.Error()}
+	}
+	return &doctor.UserDriver{
+		Libc: doctorWord(d.GetLibc().String(), "LIBC_"), State: doctorWord(d.GetState().String(), "DRIVER_STATE_"),
+		Version: d.GetVersion(), Broken: d.GetBrokenSonames(), Packages: d.GetPackages(),
+	}
+}
+
+func doctorCheck(c *typev1.DriverCheck, err error) *doctor.DriverCheck {
+	if err != nil {
+		return &doctor.DriverCheck{Err: err.Error()}
+	}
+	return &doctor.DriverCheck{
+		Version: c.GetSmiVersion(), UUIDs: c.GetUuids(), Missing: c.GetMissingUuids(), Unexpected: c.GetUnexpectedUuids(), Problems: c.GetProblems(),
+		CUDA: doctorWord(c.GetCuda().String(), "CUDA_CHECK_"), CUDAResult: int(c.GetCudaResult()),
+	}
 }
 
 var doctorStates = map[doctor.State]controllerv1.DoctorLinkState{
