@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		log.Info("leftovers of an earlier agent removed", "files", removed)
 	}
 	attacher := attach.Attacher{}
-	library := &nvml.Client{Log: log}
+	library := &nvml.Client{Program: cfg.NVMLProgram, Log: log}
 	defer library.Close()
 	scanner := &gpu.Scanner{NVML: library}
 	installers := &driver.Cache{Dir: filepath.Join(cfg.StateDir, "driver"), Sources: cfg.DriverSources}

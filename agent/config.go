@@ -30,7 +30,8 @@ type Config struct {
 	AllowedLXCOptions []string  `mapstructure:"allowed_lxc_options"` // key=value
 	DriverSources     []string  `mapstructure:"driver_sources"`      // prefixes of URLs and paths of driver installers, ending in /
 	Log               LogConfig `mapstructure:"log"`
-	KernelLog         string    `mapstructure:"kernel_log"` // where errors of GPUs are read
+	KernelLog         string    `mapstructure:"kernel_log"`   // where errors of GPUs are read
+	NVMLProgram       string    `mapstructure:"nvml_program"` // path of phoenix-nvml; empty: beside this program
 	// XIDClasses overrides the class of errors of GPUs: the XID, and a name as xid.ParseClass takes it.
 	XIDClasses map[string]string `mapstructure:"xid_classes"`
 }
@@ -65,6 +66,7 @@ func LoadConfig(path string) (Config, error) {
 		"state_dir":           "/var/lib/phoenix",
 		"allowed_lxc_options": []string{},
 		"kernel_log":          "/dev/kmsg",
+		"nvml_program":        "",
 		"xid_classes":         map[string]string{},
 		"driver_sources":      driver.DefaultSources,
 		"log.level":           "info",
@@ -130,6 +132,9 @@ func (c Config) Validate() error {
 	}
 	if !strings.HasPrefix(c.KernelLog, "/") {
 		bad("kernel_log", "%q is not an absolute path", c.KernelLog)
+	}
+	if c.NVMLProgram != "" && !strings.HasPrefix(c.NVMLProgram, "/") {
+		bad("nvml_program", "%q is not an absolute path", c.NVMLProgram)
 	}
 	for _, code := range slices.Sorted(maps.Keys(c.XIDClasses)) {
 		if n, err := strconv.Atoi(code); err != nil || n < 1 {

@@ -88,6 +88,7 @@ func TestBadConfig(t *testing.T) {
 				`driver_sources[4]: "https://x/../" its path is not written plainly`},
 		{"log level", good + "log: {level: loud}\n", "config FILE:\n" + `log.level: "loud" is none of debug, info, warn, error`},
 		{"log format", good + "log: {format: xml}\n", "config FILE:\n" + `log.format: "xml" is neither text nor json`},
+		{"relative nvml_program", good + "nvml_program: phoenix-nvml\n", "config FILE:\n" + `nvml_program: "phoenix-nvml" is not an absolute path`},
 		{"relative kernel_log", good + "kernel_log: kmsg\n", "config FILE:\n" + `kernel_log: "kmsg" is not an absolute path`},
 		{"classes of XIDs", good + "xid_classes: {\"63\": fatal, x: reset}\n",
 			"config FILE:\n" + `xid_classes.63: "fatal" is none of [informational application watch unknown reset reboot support]` + "\n" + `xid_classes: "x" is no XID`},

@@ -97,6 +97,7 @@ func (s *Sandbox) writeAgentConfig(n *Node) error {
 	}
 	return writeFile(filepath.Join(etc, "agent.yaml"), ourMark(s.Dir)+`
 kernel_log: `+nvidia.KernelLogFile+`
+nvml_program: /usr/bin/phoenix-nvml
 tls:
   cert_file: /etc/phoenix/tls/agent.pem
   key_file: /etc/phoenix/tls/agent-key.pem

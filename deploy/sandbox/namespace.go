@@ -135,7 +135,7 @@ func (n *Node) mount(dir string) error {
 	})
 	m.extend("/usr/sbin", m.keep("/usr/sbin"), map[string]string{"pct": dir + "/sbin/pct", "ha-manager": dir + "/sbin/pct", "modprobe": self, "modinfo": self})
 	m.extend("/usr/bin", m.keep("/usr/bin"), map[string]string{
-		"nvidia-smi": self, "nvidia-modprobe": self, "pveversion": dir + "/bin/pveversion",
+		"nvidia-smi": self, "nvidia-modprobe": self, "phoenix-nvml": self, "pveversion": dir + "/bin/pveversion",
 	})
 	m.extend("/usr/local/lib", m.keep("/usr/local/lib"), nil) // for the driver's libraries
 	m.extend("/usr/share/lxc/config", m.keep("/usr/share/lxc/config"), map[string]string{

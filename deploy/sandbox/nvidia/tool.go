@@ -27,6 +27,7 @@ var tools = map[string]func(*Tools, []string) int{
 	"nvidia-modprobe": (*Tools).nvidiaModprobe,
 	"modprobe":        (*Tools).modprobe,
 	"modinfo":         (*Tools).modinfo,
+	"phoenix-nvml":    (*Tools).phoenixNVML,
 }
 
 // Knows says whether a program of this name is one of the tools.
