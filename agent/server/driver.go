@@ -69,6 +69,7 @@ func (s *driverServer) FetchInstaller(req *agentv1.FetchInstallerRequest, stream
 	if err != nil {
 		return err
 	}
+	s.node.Log.Info("installer fetched", "version", entry.Version, "url", entry.URL, "sha256", entry.SHA256, "peer", caller(ctx), "request_id", requestID(ctx))
 	return stream.Send(&agentv1.FetchInstallerResponse{Message: &agentv1.FetchInstallerResponse_Installer{Installer: installerOf(entry)}})
 }
 

@@ -201,6 +201,7 @@ func (w *driverWorld) files(ctid int32) []string {
 
 // TestDriver installs, verifies, replaces and removes the driver of real containers.
 func TestDriver(t *testing.T) {
+	t.Parallel()
 	w := newDriverWorld(t)
 	fetched := w.put(runfile.Options{Version: loadedDriver, Padding: 1 << 20})
 	older := w.put(runfile.Options{Version: olderDriver})
@@ -310,6 +311,7 @@ func TestDriver(t *testing.T) {
 
 // TestDriverFetch kills the agent while it fetches, and gives it wrong files.
 func TestDriverFetch(t *testing.T) {
+	t.Parallel()
 	w := newDriverWorld(t)
 	req := w.put(runfile.Options{Version: loadedDriver, Padding: 1 << 20})
 	name, dir := runfile.Name(loadedDriver), filepath.Join(w.n.Dir(), "var-lib-phoenix", "driver", loadedDriver)
@@ -420,6 +422,7 @@ func TestDriverFetch(t *testing.T) {
 
 // TestDriverInContainers installs in many containers at once, in ones where it cannot work, and breaks it off.
 func TestDriverInContainers(t *testing.T) {
+	t.Parallel()
 	w := newDriverWorld(t)
 	req := w.put(runfile.Options{Version: loadedDriver, Padding: 4 << 20})
 	t.Run("ten at once", func(t *testing.T) {
@@ -448,6 +451,11 @@ func TestDriverInContainers(t *testing.T) {
 		w.start(921, false)
 		w.start(922, false)
 		w.start(923, true)
+		w.start(924, true)
+		w.start(925, true)
+		// As lxcfs shows it.
+		w.inContainer(t, 924, "printf 'MemTotal: 131072 kB\\nMemAvailable: 102400 kB\\n' >/tmp/meminfo && mount -o bind /tmp/meminfo /proc/meminfo")
+		w.inContainer(t, 925, "mkdir /tmp/usr && mount -t tmpfs -o size=32m none /tmp/usr && cp -a /usr/. /tmp/usr && mount -o bind /tmp/usr /usr")
 		w.inContainer(t, 922, "mkdir -p /lib && touch /lib/ld-musl-x86_64.so.1")
 		w.inContainer(t, 923, `mkdir -p /var/lib/dpkg && printf 'Package: libc6\nStatus: install ok installed\n\nPackage: libnvidia-compute-580\nStatus: install ok installed\n\nPackage: nvidia-utils-550\nStatus: deinstall ok config-files\n' >/var/lib/dpkg/status`)
 		for _, test := range []struct {
@@ -460,6 +468,8 @@ func TestDriverInContainers(t *testing.T) {
 			{"no C library", 921, "LIBC_NOT_SUPPORTED", "libc", "none"},
 			{"musl", 922, "LIBC_NOT_SUPPORTED", "libc", "musl"},
 			{"packages of the distribution", 923, "DRIVER_PACKAGED", "packages", "libnvidia-compute-580"},
+			{"little memory", 924, "CONTAINER_TOO_SMALL", "free_mib", "100"},
+			{"little disk", 925, "CONTAINER_TOO_SMALL", "resource", "disk"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				_, err := w.install(t.Context(), &agentv1.InstallDriverRequest{Ctid: test.ctid}, nil)
