@@ -58,6 +58,14 @@ func advice(err error, ctid int32, name string) string {
 		return "bind the GPU to the nvidia driver, or assign another"
 	case node.DriverNotLoaded:
 		return fmt.Sprintf("load the driver on %s (modprobe nvidia), then apply again", name)
+	case node.InstallerUnavailable:
+		return "apply again when the source answers, and it goes on where it was broken off; or name a mirror or a file with nvidia_runfile_url"
+	case node.InstallerSourceNotAllowed:
+		return fmt.Sprintf("correct nvidia_runfile_url, or add its source to driver_sources of the agent on %s", name)
+	case node.InstallerChecksumMismatch:
+		return "correct nvidia_runfile_sha256, or find out who changed the installer"
+	case node.LibcNotSupported:
+		return "take the feature nvidia away, or set driver_mode to none"
 	case node.StopTimeout:
 		return "apply again with a longer restart timeout"
 	case node.DeviceNodeMissing:

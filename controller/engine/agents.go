@@ -23,6 +23,10 @@ type Agent interface {
 	Patch(ctx context.Context, p node.Patch) (node.Patched, error)
 	Restart(ctx context.Context, r node.Restart, progress func(phase, message string)) (observed.Container, error)
 	Probe(ctx context.Context, ctid int32, instance string) (results []node.Probed, probed string, err error)
+	Driver(ctx context.Context, ctid int32) (node.UserDriver, error)
+	FetchInstaller(ctx context.Context, i node.Installer, progress func(message string)) error
+	InstallDriver(ctx context.Context, i node.Install, progress func(message string)) (installed bool, err error)
+	VerifyDriver(ctx context.Context, ctid int32, instance string, uuids []string) (node.DriverCheck, error)
 	Run(ctx context.Context, c node.Command) (node.Exit, error)
 }
 

@@ -38,10 +38,13 @@ type fakeNode struct {
 	pve        string
 	err        error // why it cannot be reached
 	containers map[int32]*fakeContainer
+	cached     string // version of the driver whose installer it has
+	uuids      bool   // whether its GPUs have UUIDs
 }
 
 type fakeContainer struct {
 	observed.Container
+	driver   string // version of its user-space driver
 	starts   int
 	instance int
 	markers  map[string]string // SHA-256 by feature
@@ -121,7 +124,11 @@ func (f *fakeFleet) Observe(context.Context) *observed.Fleet {
 		if n.err == nil {
 			on.DriverVersion = "580.76.05"
 			for _, g := range n.gpus {
-				on.GPUs = append(on.GPUs, observed.GPU{Index: g, Minor: g, Driver: "nvidia"})
+				gpu := observed.GPU{Index: g, Minor: g, Driver: "nvidia"}
+				if n.uuids {
+					gpu.UUID = fmt.Sprintf("GPU-%d", g)
+				}
+				on.GPUs = append(on.GPUs, gpu)
 			}
 			for _, c := range n.containers {
 				on.Containers = append(on.Containers, c.Container)
@@ -298,6 +305,51 @@ func (n *fakeNode) Probe(_ context.Context, ctid int32, instance string) (result
 		return nil
 	})
 	return results, probed, err
+}
+
+func (n *fakeNode) Driver(_ context.Context, ctid int32) (d node.UserDriver, err error) {
+	err = n.with(ctid, func(c *fakeContainer) error {
+		d = node.UserDriver{Version: c.driver, Complete: c.driver != ""}
+		return nil
+	})
+	return d, err
+}
+
+func (n *fakeNode) FetchInstaller(_ context.Context, i node.Installer, progress func(string)) error {
+	if err := n.act("fetch %s %s", i.Version, i.Source); err != nil {
+		return err
+	}
+	progress("download")
+	n.fleet.mu.Lock()
+	defer n.fleet.mu.Unlock()
+	n.cached = i.Version
+	return nil
+}
+
+func (n *fakeNode) InstallDriver(_ context.Context, i node.Install, _ func(string)) (installed bool, err error) {
+	if err := n.act("install %d %s", i.CTID, i.Version); err != nil {
+		return false, err
+	}
+	err = n.with(i.CTID, func(c *fakeContainer) error {
+		if n.cached != i.Version {
+			return n.fail(node.InstallerNotCached, "not in the cache")
+		}
+		installed = c.driver != i.Version
+		c.driver = i.Version
+		return nil
+	})
+	return installed, err
+}
+
+func (n *fakeNode) VerifyDriver(_ context.Context, ctid int32, _ string, uuids []string) (check node.DriverCheck, err error) {
+	if err := n.act("verify driver %d %v", ctid, uuids); err != nil {
+		return check, err
+	}
+	err = n.with(ctid, func(c *fakeContainer) error {
+		check = node.DriverCheck{Version: c.driver, CUDA: true}
+		return nil
+	})
+	return check, err
 }
 
 // Run understands the commands of package feature by their shape: markers by their path, scripts by their stdin.

@@ -19,7 +19,7 @@ const (
 // transient reports whether the same call may succeed later.
 func transient(err error) bool {
 	switch node.ReasonOf(err) {
-	case node.ConfLockTimeout, node.ContainerStopping, node.NoQuorum, node.ConfFSUnavailable, node.Unreachable, node.ShuttingDown, node.LimitExceeded:
+	case node.ConfLockTimeout, node.ContainerStopping, node.NoQuorum, node.ConfFSUnavailable, node.Unreachable, node.ShuttingDown, node.LimitExceeded, node.InstallerUnavailable:
 		return true
 	}
 	return false

@@ -431,6 +431,10 @@ func (w *worker) act(ctx context.Context, step store.Step) (did, error) {
 		return w.restart(ctx)
 	case plan.VerifyDevices:
 		return w.verifyDevices(ctx)
+	case plan.InstallDriver:
+		return w.installDriver(ctx)
+	case plan.VerifyDriver:
+		return w.verifyDriver(ctx)
 	case plan.Feature:
 		return w.feature(ctx, step.Feature)
 	case plan.HealthCheck:

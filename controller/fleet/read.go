@@ -331,6 +331,7 @@ func (r reader) capabilities(v *value) []string {
 	switch {
 	case m.value.kind == list:
 		words = m.value.items
+	case m.value.kind == text && strings.Trim(m.value.text, " \t") == "":
 	case m.value.kind == text && len(m.value.text) <= 1024:
 		for word := range strings.SplitSeq(m.value.text, ",") {
 			words = append(words, &value{kind: text, offset: m.value.offset, text: strings.Trim(word, " \t")})

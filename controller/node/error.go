@@ -26,31 +26,36 @@ type Reason = errorv1.Reason
 
 // The reasons that callers in the controller branch on.
 const (
-	ContainerNotFound   = errorv1.Reason_REASON_CONTAINER_NOT_FOUND
-	ContainerNotRunning = errorv1.Reason_REASON_CONTAINER_NOT_RUNNING
-	ContainerLocked     = errorv1.Reason_REASON_CONTAINER_LOCKED
-	ContainerStopping   = errorv1.Reason_REASON_CONTAINER_STOPPING
-	InstanceChanged     = errorv1.Reason_REASON_INSTANCE_CHANGED
-	DigestMismatch      = errorv1.Reason_REASON_DIGEST_MISMATCH
-	ConfLockTimeout     = errorv1.Reason_REASON_CONF_LOCK_TIMEOUT
-	NoQuorum            = errorv1.Reason_REASON_NO_QUORUM
-	ConfFSUnavailable   = errorv1.Reason_REASON_CONF_FS_UNAVAILABLE
-	GPUNotFound         = errorv1.Reason_REASON_GPU_NOT_FOUND
-	GPUBoundElsewhere   = errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE
-	DriverNotLoaded     = errorv1.Reason_REASON_DRIVER_NOT_LOADED
-	DeviceNodeMissing   = errorv1.Reason_REASON_DEVICE_NODE_MISSING
-	StopTimeout         = errorv1.Reason_REASON_STOP_TIMEOUT
-	StartFailed         = errorv1.Reason_REASON_START_FAILED
-	StartRolledBack     = errorv1.Reason_REASON_START_ROLLED_BACK
-	PctFailed           = errorv1.Reason_REASON_PCT_FAILED
-	HAPending           = errorv1.Reason_REASON_HA_PENDING
-	HARefused           = errorv1.Reason_REASON_HA_REFUSED
-	HookFailed          = errorv1.Reason_REASON_HOOK_FAILED
-	InitDied            = errorv1.Reason_REASON_INIT_DIED
-	AttachFailed        = errorv1.Reason_REASON_ATTACH_FAILED
-	LimitExceeded       = errorv1.Reason_REASON_LIMIT_EXCEEDED
-	Unreachable         = errorv1.Reason_REASON_NODE_UNREACHABLE
-	ShuttingDown        = errorv1.Reason_REASON_SHUTTING_DOWN
+	ContainerNotFound         = errorv1.Reason_REASON_CONTAINER_NOT_FOUND
+	ContainerNotRunning       = errorv1.Reason_REASON_CONTAINER_NOT_RUNNING
+	ContainerLocked           = errorv1.Reason_REASON_CONTAINER_LOCKED
+	ContainerStopping         = errorv1.Reason_REASON_CONTAINER_STOPPING
+	InstanceChanged           = errorv1.Reason_REASON_INSTANCE_CHANGED
+	DigestMismatch            = errorv1.Reason_REASON_DIGEST_MISMATCH
+	ConfLockTimeout           = errorv1.Reason_REASON_CONF_LOCK_TIMEOUT
+	NoQuorum                  = errorv1.Reason_REASON_NO_QUORUM
+	ConfFSUnavailable         = errorv1.Reason_REASON_CONF_FS_UNAVAILABLE
+	GPUNotFound               = errorv1.Reason_REASON_GPU_NOT_FOUND
+	InstallerNotCached        = errorv1.Reason_REASON_INSTALLER_NOT_CACHED
+	InstallerUnavailable      = errorv1.Reason_REASON_INSTALLER_UNAVAILABLE
+	InstallerSourceNotAllowed = errorv1.Reason_REASON_INSTALLER_SOURCE_NOT_ALLOWED
+	InstallerChecksumMismatch = errorv1.Reason_REASON_INSTALLER_CHECKSUM_MISMATCH
+	LibcNotSupported          = errorv1.Reason_REASON_LIBC_NOT_SUPPORTED
+	GPUBoundElsewhere         = errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE
+	DriverNotLoaded           = errorv1.Reason_REASON_DRIVER_NOT_LOADED
+	DeviceNodeMissing         = errorv1.Reason_REASON_DEVICE_NODE_MISSING
+	StopTimeout               = errorv1.Reason_REASON_STOP_TIMEOUT
+	StartFailed               = errorv1.Reason_REASON_START_FAILED
+	StartRolledBack           = errorv1.Reason_REASON_START_ROLLED_BACK
+	PctFailed                 = errorv1.Reason_REASON_PCT_FAILED
+	HAPending                 = errorv1.Reason_REASON_HA_PENDING
+	HARefused                 = errorv1.Reason_REASON_HA_REFUSED
+	HookFailed                = errorv1.Reason_REASON_HOOK_FAILED
+	InitDied                  = errorv1.Reason_REASON_INIT_DIED
+	AttachFailed              = errorv1.Reason_REASON_ATTACH_FAILED
+	LimitExceeded             = errorv1.Reason_REASON_LIMIT_EXCEEDED
+	Unreachable               = errorv1.Reason_REASON_NODE_UNREACHABLE
+	ShuttingDown              = errorv1.Reason_REASON_SHUTTING_DOWN
 )
 
 // An Error is a call to an agent that failed. It is also a gRPC status, so that a server may pass it on as it is.

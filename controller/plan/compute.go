@@ -32,7 +32,7 @@ func Compute(f *fleet.Fleet, o *observed.Fleet, opts Options) *Plan {
 	there := count(o)
 	assigned := assign(f, there, opts)
 	for _, s := range order(f, selected) {
-		c := container(s.desired, there, assigned[s.desired.CTID], opts)
+		c := container(f, s.desired, there, assigned[s.desired.CTID], opts)
 		for _, w := range assigned[c.CTID].Warnings {
 			p.Warnings = append(p.Warnings, "CTID "+itoa(c.CTID)+": "+w)
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 // container plans one container by itself.
-func container(desired fleet.Container, o census, assigned Assigned, opts Options) Container {
+func container(f *fleet.Fleet, desired fleet.Container, o census, assigned Assigned, opts Options) Container {
 	c := Container{
 		CTID: desired.CTID, Name: desired.Name, Assignment: fleet.Text(desired.GPUs), Desired: assigned.GPUs, Mode: desired.Mode,
 		Capabilities: desired.Capabilities,
@@ -24,12 +24,16 @@ func container(desired fleet.Container, o census, assigned Assigned, opts Option
 	running := found.State != observed.StateStopped && !found.Template
 	s := sequence{
 		desired: desired, assigned: assigned, found: found, node: node, opts: opts,
-		configured: c.Configured,
-		verified:   o.Verified[desired.CTID],
-		running:    running,
-		will:       running || opts.Start && !found.Template && len(desired.GPUs) > 0,
+		configured:  c.Configured,
+		verified:    o.Verified[desired.CTID],
+		wantsDriver: hasDriver(f, desired),
+		running:     running,
+		will:        running || opts.Start && !found.Template && len(desired.GPUs) > 0,
 	}
 	c.Steps, c.Errors, c.Notes = s.plan()
+	if slices.ContainsFunc(c.Steps, func(s Step) bool { return s.Kind == InstallDriver }) {
+		c.Driver = driverOf(f, desired, node.DriverVersion)
+	}
 	return c
 }
 
@@ -42,6 +46,8 @@ type sequence struct {
 	opts       Options
 	configured []observed.Ref // in full
 	verified   string         // what is stored of its last verification
+
+	wantsDriver bool // by its features, or those of what it is cloned from
 
 	running bool // now
 	will    bool // it runs, or is to be started
@@ -67,8 +73,9 @@ func (s *sequence) plan() (steps []Step, errors, notes []string) {
 	if verify != "" {
 		steps = append(steps, Step{Kind: VerifyDevices, Reason: verify})
 	}
-	features, notes := s.features()
-	steps = append(steps, features...)
+	drivers, notes := s.driver(restart != "")
+	features, featureNotes := s.features()
+	steps, notes = slices.Concat(steps, drivers, features), append(notes, featureNotes...)
 	if h := s.desired.HealthCheck; h != nil && s.will {
 		steps = append(steps, Step{Kind: HealthCheck, Reason: fmt.Sprintf("%s: at most %d tries, %v apart", firstLine(h.Command), h.Retries, h.Interval)})
 	}
@@ -262,8 +269,7 @@ func (s *sequence) devices() string {
 func (s *sequence) features() (steps []Step, notes []string) {
 	for _, name := range s.desired.Features {
 		switch {
-		case name == "nvidia":
-			notes = append(notes, "feature nvidia: driver installation is not managed yet")
+		case name == nvidia: // is the driver
 		case !s.opts.Scripts[name]:
 			notes = append(notes, fmt.Sprintf("feature %s has no script in features_dir: not managed", name))
 		case s.will:

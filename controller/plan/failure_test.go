@@ -79,6 +79,8 @@ func TestFailure11AssignmentWithoutFeature(t *testing.T) {
 		"patch: add GPU 0, add GPU 1",
 		"restart: effective GPUs none; desired 0, 1",
 		"verify: GPUs 0, 1 and no other, after the restart",
+		"install driver: 580.76.05, which node pve1 has loaded, unless it is there",
+		"verify driver: it works, and shows exactly what is assigned",
 		"note: feature docker has no script in features_dir: not managed",
 	}
 	if diff := cmp.Diff(want, text(p.Containers[1])); diff != "" {

@@ -26,6 +26,7 @@ type Container struct {
 	Desired      []observed.Ref // it is to have
 	Mode         string         // "raw" or "native"
 	Capabilities []string       // of the GPUs it is to have
+	Driver       Driver         // it is to have; zero unless a step is to bring it
 	Digest       string         // of the conf it was planned against
 	Instance     string         // of the container it was planned against; empty if it does not run
 }
@@ -39,8 +40,8 @@ const (
 	PatchConf
 	Restart
 	VerifyDevices
-	InstallDriver // has its place; not planned yet
-	VerifyDriver  // has its place; not planned yet
+	InstallDriver
+	VerifyDriver
 	Feature
 	HealthCheck
 )

@@ -103,6 +103,7 @@ func text(c plan.Container) []string {
 	var lines []string
 	kinds := map[plan.Kind]string{
 		plan.CheckDevices: "check", plan.PatchConf: "patch", plan.Restart: "restart", plan.VerifyDevices: "verify",
+		plan.InstallDriver: "install driver", plan.VerifyDriver: "verify driver",
 		plan.Feature: "feature", plan.HealthCheck: "health",
 	}
 	for _, s := range c.Steps {
@@ -684,10 +685,11 @@ func TestFeatures(t *testing.T) {
 		{
 			name: "with scripts, in the order of the file", fleet: declared, node: node(running(given(0), given(0))), opts: scripts,
 			want: []string{
+				"install driver: 580.76.05, which node pve1 has loaded, unless it is there",
+				"verify driver: it works, and shows exactly what is assigned",
 				"feature vllm: script vllm.sh, unless it has succeeded in there before",
 				"feature docker: script docker.sh, unless it has succeeded in there before",
 				"health: curl -f localhost ...: at most 5 tries, 2s apart",
-				"note: feature nvidia: driver installation is not managed yet",
 				"note: feature trusted_ca has no script in features_dir: not managed",
 			},
 		},
