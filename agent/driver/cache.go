@@ -62,6 +62,7 @@ const (
 
 // A flight is a fetch that any number of callers wait for.
 type flight struct {
+	request Request // of the first
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when entry and err are set
 	entry   Entry
@@ -88,23 +89,34 @@ func (c *Cache) Fetch(ctx context.Context, r Request, progress func(Progress) er
 	if src.url != nil && src.url.Scheme == "http" && r.SHA256 == "" {
 		return Entry{}, &SourceError{URL: src.text, Why: "over plain http anybody on the way could replace it together with its checksum; give its SHA-256"}
 	}
+	for {
+		e, failed, err := c.await(ctx, r, src, prefix, progress)
+		if !failed {
+			return e, err
+		}
+		// It was somebody else's URL or checksum that was wrong.
+	}
+}
+
+// await waits for a fetch. failed says that it failed, and was for another request.
+func (c *Cache) await(ctx context.Context, r Request, src source, prefix string, progress func(Progress) error) (e Entry, failed bool, err error) {
 	f := c.join(ctx, r, src, prefix)
-	defer c.leave(r.Version, f)
+	defer c.leave(f)
 	for {
 		now, moved := f.now()
 		if progress != nil && now.Phase != "" {
 			if err := progress(now); err != nil {
-				return Entry{}, err
+				return Entry{}, false, err
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return Entry{}, context.Cause(ctx)
+			return Entry{}, false, context.Cause(ctx)
 		case <-f.done:
 			if f.err == nil && r.SHA256 != "" && f.entry.SHA256 != r.SHA256 {
-				return Entry{}, &ChecksumError{Version: r.Version, Want: r.SHA256, Got: f.entry.SHA256}
+				return Entry{}, false, &ChecksumError{Version: r.Version, Want: r.SHA256, Got: f.entry.SHA256}
 			}
-			return f.entry, f.err
+			return f.entry, f.err != nil && f.request != r, f.err
 		case <-moved:
 		}
 		select { // a few times a second are enough for everybody
@@ -125,7 +137,7 @@ func (c *Cache) join(ctx context.Context, r Request, src source, prefix string) 
 	}
 	// The first to ask may leave while others wait.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{cancel: cancel, done: make(chan struct{}), waiting: 1, moved: make(chan struct{})}
+	f := &flight{request: r, cancel: cancel, done: make(chan struct{}), waiting: 1, moved: make(chan struct{})}
 	if c.flights == nil {
 		c.flights = make(map[string]*flight)
 	}
@@ -142,7 +154,7 @@ func (c *Cache) join(ctx context.Context, r Request, src source, prefix string) 
 }
 
 // leave ends a fetch that nobody waits for, and waits for its end.
-func (c *Cache) leave(version string, f *flight) {
+func (c *Cache) leave(f *flight) {
 	c.mu.Lock()
 	f.waiting--
 	last := f.waiting == 0

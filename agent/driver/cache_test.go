@@ -406,3 +406,37 @@ func TestPrune(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// Somebody's wrong checksum is not the others' failure.
+func TestJoinedAWrongRequest(t *testing.T) {
+	w := newWorld(t)
+	w.Idle = 200 * time.Millisecond
+	w.server.Set(runfile.Faults{StallAt: 1000})
+	joined := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		var second sync.Once
+		_, err := w.Fetch(t.Context(), driver.Request{Version: version, URL: w.url, SHA256: strings.Repeat("0", 64)}, func(driver.Progress) error {
+			second.Do(func() {
+				all.Go(func() {
+					var once sync.Once
+					_, err := w.Fetch(t.Context(), driver.Request{Version: version, URL: w.url, SHA256: w.sum}, func(driver.Progress) error {
+						once.Do(func() { close(joined) })
+						return nil
+					})
+					if err != nil {
+						t.Errorf("the right checksum: %v", err)
+					}
+				})
+			})
+			return nil
+		})
+		if !is[*driver.ChecksumError](err) {
+			t.Errorf("the wrong checksum: %v", err)
+		}
+	})
+	<-joined
+	w.server.Set(runfile.Faults{})
+	all.Wait()
+	w.complete(t)
+}
