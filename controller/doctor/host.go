@@ -181,7 +181,7 @@ func (e *examination) fit(g GPU) {
 			e.warn(GPUWarning, proof, ack, "%s had XID %d", g, x.Number)
 		}
 	}
-	if !g.listed() {
+	if !g.listed() && !slices.ContainsFunc(e.found, func(f Finding) bool { return f.Severity == Fatal }) {
 		e.broken(NotListed, fmt.Sprintf("/sys/bus/pci/devices/%s is bound to nvidia, and /proc/driver/nvidia/gpus/%[1]s does not exist", g.PCI),
 			e.on("dmesg | grep -E 'NVRM|fallen off': then reboot, better power off and on"), "the driver does not list %s: it did not initialise or fell off the bus", g)
 	}
