@@ -30,9 +30,9 @@ func Compute(f *fleet.Fleet, o *observed.Fleet, opts Options) *Plan {
 	selected, warnings := selection(f, opts.CTIDs)
 	p.Warnings = warnings
 	there := count(o)
-	assigned := assign(f, there, opts)
+	assigned, drivers := assign(f, there, opts), withDriver(f)
 	for _, s := range order(f, selected) {
-		c := container(f, s.desired, there, assigned[s.desired.CTID], opts)
+		c := container(f, s.desired, there, assigned[s.desired.CTID], drivers[s.desired.CTID], opts)
 		for _, w := range assigned[c.CTID].Warnings {
 			p.Warnings = append(p.Warnings, "CTID "+itoa(c.CTID)+": "+w)
 		}

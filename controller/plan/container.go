@@ -10,7 +10,7 @@ import (
 )
 
 // container plans one container by itself.
-func container(f *fleet.Fleet, desired fleet.Container, o census, assigned Assigned, opts Options) Container {
+func container(f *fleet.Fleet, desired fleet.Container, o census, assigned Assigned, wantsDriver bool, opts Options) Container {
 	c := Container{
 		CTID: desired.CTID, Name: desired.Name, Assignment: fleet.Text(desired.GPUs), Desired: assigned.GPUs, Mode: desired.Mode,
 		Capabilities: desired.Capabilities,
@@ -26,7 +26,7 @@ func container(f *fleet.Fleet, desired fleet.Container, o census, assigned Assig
 		desired: desired, assigned: assigned, found: found, node: node, opts: opts,
 		configured:  c.Configured,
 		verified:    o.Verified[desired.CTID],
-		wantsDriver: hasDriver(f, desired),
+		wantsDriver: wantsDriver,
 		running:     running,
 		will:        running || opts.Start && !found.Template && len(desired.GPUs) > 0,
 	}

@@ -19,19 +19,24 @@ type Driver struct {
 // nvidia is the feature that says that a container is to have the driver.
 const nvidia = "nvidia"
 
-// hasDriver tells whether a container has the feature nvidia, itself or by what it is cloned from.
-func hasDriver(f *fleet.Fleet, c fleet.Container) bool {
-	for range len(f.Containers) + 1 { // a clone of itself is no file without errors
-		if slices.Contains(c.Features, nvidia) {
-			return true
+// withDriver returns the containers that have the feature nvidia, themselves or by what they are cloned from.
+func withDriver(f *fleet.Fleet) map[int32]bool {
+	known := make(map[int32]bool, len(f.Containers))
+	for i := range f.Containers {
+		var line []int32 // from the container to what decides
+		has := false
+		for c := &f.Containers[i]; c != nil && len(line) <= len(f.Containers); c = f.Container(c.CloneFrom) {
+			decided, ok := known[c.CTID]
+			line = append(line, c.CTID)
+			if has = decided || slices.Contains(c.Features, nvidia); ok || has {
+				break
+			}
 		}
-		from := f.Container(c.CloneFrom)
-		if from == nil {
-			return false
+		for _, ctid := range line {
+			known[ctid] = has
 		}
-		c = *from
 	}
-	return false
+	return known
 }
 
 // driverOf returns the driver that a container is to have on a node that has loaded this version.
