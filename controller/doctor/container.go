@@ -299,6 +299,7 @@ func (e *examination) devices() string {
 			"nothing can be run inside to open the devices")
 		return ""
 	}
+	e.docker()
 	need := map[string]bool{}
 	if len(e.targets) > 0 {
 		for _, n := range e.needed() {

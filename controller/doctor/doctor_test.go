@@ -303,6 +303,13 @@ var faults = []struct {
 	{"the driver hangs", opens(2, "timeout", ""), doctor.Hangs, doctor.Devices, doctor.Fatal, "timeout", "dmesg"},
 	{"EIO", opens(2, "failed", "EIO"), doctor.OpenFailed, doctor.Devices, doctor.Fatal, "EIO", "dmesg"},
 
+	{"Docker that would change the cgroup", func(f *doctor.Facts) {
+		f.Docker.Config = "[nvidia-container-cli]\n#no-cgroups = true\nno-cgroups = false # default\n"
+	}, doctor.DockerCgroups, doctor.Devices, doctor.Warning, "no no-cgroups = true", "nvidia-ctk config"},
+	{"Docker with the spec of an older driver", func(f *doctor.Facts) {
+		f.Docker.CDI = "    - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.570.148.08\n      hostPath: /usr/lib/libcuda.so.1\n"
+	}, doctor.StaleCDI, doctor.Devices, doctor.Warning, "libraries of 570.148.08", "nvidia-ctk cdi generate"},
+
 	{"Alpine", func(f *doctor.Facts) { f.Driver.Libc = "musl" }, doctor.Musl, doctor.UserSpace, doctor.Fatal, "musl", "glibc"},
 	{"no C library", func(f *doctor.Facts) { f.Driver = &doctor.UserDriver{Libc: "none", State: "none"} },
 		doctor.NoLibc, doctor.UserSpace, doctor.Fatal, "no loader", "glibc"},
@@ -384,6 +391,13 @@ func TestHealthy(t *testing.T) {
 		{"its card's DRM node is not there", func(f *doctor.Facts) {
 			f.Probe.Results = append(f.Probe.Results, doctor.Probed{Path: "/dev/dri/card1", GPU: 1, Outcome: "absent", Errno: "ENOENT"})
 		}, map[doctor.Kind]doctor.State{doctor.MIG: doctor.NotApplicable}},
+		{"Docker that leaves the cgroup alone", func(f *doctor.Facts) {
+			f.Docker = doctor.Docker{Config: "x = 1\n[nvidia-container-cli]\nno-cgroups = true\n", CDI: "/usr/lib/libcuda.so.580.105.08\n"}
+		}, map[doctor.Kind]doctor.State{doctor.MIG: doctor.NotApplicable}},
+		{"Docker with CDI", func(f *doctor.Facts) { f.Docker.Config = "[nvidia-container-runtime]\n  mode = \"cdi\"\n" },
+			map[doctor.Kind]doctor.State{doctor.MIG: doctor.NotApplicable}},
+		{"Docker in a privileged container", func(f *doctor.Facts) { f.Docker.Config, f.Container.Unprivileged = "[nvidia-container-cli]\n", false },
+			map[doctor.Kind]doctor.State{doctor.MIG: doctor.NotApplicable}},
 		{"no driver is asked for", func(f *doctor.Facts) {
 			f.Wish.Driver, f.Driver, f.Check = false, &doctor.UserDriver{Libc: "none", State: "none"}, nil
 		}, map[doctor.Kind]doctor.State{doctor.MIG: doctor.NotApplicable, doctor.UserSpace: doctor.NotApplicable, doctor.SMI: doctor.NotApplicable, doctor.CUDA: doctor.NotApplicable}},

@@ -12,6 +12,13 @@ type Facts struct {
 	Probe     *Probe       // nil: not tried
 	Driver    *UserDriver  // nil: not tried
 	Check     *DriverCheck // nil: not tried
+	Docker    Docker
+}
+
+// A Docker is what Docker in the container is told about GPUs: the texts of [DockerConfig] and [CDISpec], empty if there is
+// no such file.
+type Docker struct {
+	Config, CDI string
 }
 
 // An Away is a node that did not answer.

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -210,6 +212,9 @@ func (s *doctorService) lookInside(ctx context.Context, f *doctor.Facts, instanc
 	if err != nil || uuids == nil {
 		return
 	}
+	if f.Docker.Config = s.file(probing, n, f.CTID, doctor.DockerConfig); f.Docker.Config != "" {
+		f.Docker.CDI = s.file(probing, n, f.CTID, doctor.CDISpec)
+	}
 	driver, err := n.Drivers().GetDriver(probing, &agentv1.GetDriverRequest{Ctid: f.CTID})
 	f.Driver = doctorUserDriver(driver.GetContainer(), err)
 	if !f.WorthVerifying() {
@@ -219,4 +224,29 @@ func (s *doctorService) lookInside(ctx context.Context, f *doctor.Facts, instanc
 	defer cancel()
 	check, err := n.Drivers().VerifyDriver(verifying, &agentv1.VerifyDriverRequest{Ctid: f.CTID, Instance: instance, Uuids: uuids})
 	f.Check = doctorCheck(check.GetCheck(), err)
+}
+
+// maxLooked bounds what is read of one file in a container.
+const maxLooked = 256 << 10
+
+// file reads the beginning of a file in a container; empty if there is none, or it cannot be read.
+func (s *doctorService) file(ctx context.Context, n *node.Node, ctid int32, path string) string {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := n.Files().Pull(ctx, &agentv1.PullRequest{Pull: &typev1.FilePull{Ctid: ctid, Path: path}})
+	if err != nil {
+		return ""
+	}
+	var text []byte
+	for len(text) < maxLooked {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return ""
+		}
+		text = append(text, m.GetOutput().GetData()...)
+	}
+	return string(text)
 }

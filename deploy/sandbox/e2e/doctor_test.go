@@ -193,6 +193,11 @@ var patients = []patient{
 	{"the card that is not divided", 3, with(gpus(1)), gpu1, ""},
 	{"a MIG device that is not there", 3, with(nothing), `"gpu_assignment": "0:5"`, "mig_gone"},
 	{"a MIG device of a card that is not divided", 3, with(nothing), `"gpu_assignment": "1:0"`, "mig_off"},
+	{"Docker that would change the cgroup", 0, func(n *sandboxtest.Node, ctid int32) {
+		with(gpus(0))(n, ctid)
+		n.Must("lxc-attach", "-n", fmt.Sprint(ctid), "--", "sh", "-c",
+			"mkdir -p /etc/nvidia-container-runtime; echo '[nvidia-container-cli]' >/etc/nvidia-container-runtime/config.toml")
+	}, gpu0, "warning: docker_cgroups"},
 	{"no driver", 4, with(nothing), gpu0, "module_not_loaded"},
 	{"uvm is missing", 5, down(gpus(0)), gpu0, "uvm_not_loaded"},
 	{"minors in another order than the bus", 6, with(gpus(3)), gpu0, ""},
@@ -248,6 +253,18 @@ func TestDoctor(t *testing.T) {
 	if len(r.GetContainers()) != len(patients)-1 { // all but the one that is not in the fleet file and has no GPU
 		t.Errorf("the round examines %d containers, want %d", len(r.GetContainers()), len(patients)-1)
 	}
+
+	// A MIG device, until it is gone.
+	n := w.nodes[3]
+	startWith(n, 1000, conf(1000))
+	w.setFleet(`"1000": {"gpu_assignment": "0:1"}`)
+	w.cli("apply")
+	w.names(t, 1000, "")
+	n.Change(func(h *nvidia.Host) { h.GPUs[0].MIG.Devices = h.GPUs[0].MIG.Devices[:1] })
+	w.names(t, 1000, "mig_gone")
+	n.Change(func(h *nvidia.Host) { h.GPUs[0].MIG.Current, h.GPUs[0].MIG.Devices = false, nil })
+	w.names(t, 1000, "mig_off")
+
 	if len(r.GetNodes()) != 1 || r.GetNodes()[0].GetNode() != "pve3" || r.GetNodes()[0].GetFinding().GetFault() != "off_bus" {
 		t.Errorf("the round finds of nodes %v, want that a card of pve3 fell off the bus", r.GetNodes())
 	}
@@ -370,4 +387,6 @@ func TestDoctorDriver(t *testing.T) {
 		}
 	}
 	names(901, "")
+	w.n.Upgrade("590.10.01", true) // with the modules loaded anew
+	names(901, "version_mismatch")
 }
