@@ -242,6 +242,16 @@ func TestAssignProperties(t *testing.T) {
 				}
 			}
 		}
+		// Others come to GPUs that would be picked: what was picked before is kept.
+		o.Nodes[0].Containers = append(slices.Clone(n.Containers), has(960, "0", "1"), has(961, "0", "3:1"))
+		after := plan.Assign(f, o, plan.Options{})
+		for _, c := range n.Containers {
+			if c.Applied != nil && f.Container(c.CTID).Policy == fleet.PolicyShared && !observed.Equal(after[c.CTID].GPUs, c.Applied.GPUs) {
+				t.Fatalf("seed %d: CTID %d was given %s, and is assigned %s %q now that others have come\nfleet: %+v", seed, c.CTID,
+					observed.List(c.Applied.GPUs), observed.List(after[c.CTID].GPUs), after[c.CTID].Errors, f.Containers)
+			}
+		}
+		o.Nodes[0].Containers = n.Containers
 		for _, c := range plan.Compute(f, o, plan.Options{}).Containers {
 			if i := slices.IndexFunc(n.Containers, func(o observed.Container) bool { return o.CTID == c.CTID }); n.Containers[i].Applied != nil && len(c.Steps) > 0 {
 				t.Fatalf("seed %d: CTID %d is as assigned and is to do %v", seed, c.CTID, c.Steps)

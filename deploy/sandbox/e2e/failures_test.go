@@ -320,8 +320,9 @@ func TestFailure11_NoNvidiaFeature(t *testing.T) {
 	n := w.nodes[0]
 	startWith(n, 901, conf(901))
 	startWith(n, 911, conf(911))
-	w.setFleet(`"901": {"gpu_assignment": "0", "features": ["nvidia"]},
-		"911": {"gpu_assignment": "1", "clone_from_ctid": "901", "features": ["vllm"]}`)
+	// These containers have no C library, so no driver can be installed.
+	w.setFleet(`"901": {"gpu_assignment": "0", "features": ["nvidia"], "driver_mode": "none"},
+		"911": {"gpu_assignment": "1", "clone_from_ctid": "901", "features": ["vllm"], "driver_mode": "none"}`)
 
 	w.cli("apply")
 	reaches(t, n, 901, "nvidia0 nvidia1=ENOENT"+control)
