@@ -36,8 +36,9 @@ const (
 // insistence is how often a signal must come until it ends the call instead of going to the command.
 const insistence = 3
 
-// signalWait is how long a signal may wait behind stdin that the command does not read; then it ends the call.
-const signalWait = 2 * time.Second
+// signalWait is how long a signal may wait behind stdin that the command does not read; then it ends the call. It is
+// longer than the 2 s that the agent gives a command to begin.
+var signalWait = 3 * time.Second
 
 type execOptions struct {
 	ctid          int32
@@ -205,13 +206,13 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, restore()) }()
 	}
-	in := execInput{send: stream.Send, cancel: cancel, inputs: make(chan *typev1.ExecInput)}
+	in := execInput{send: stream.Send, cancel: cancel, inputs: make(chan *typev1.ExecInput), waiting: make(chan *time.Timer, maxWaiting)}
 	finish, err := in.start(ctx, s, o, signals)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, finish()) }()
-	exit, err := receive(stream, s)
+	exit, err := receive(stream, s, in.signalled)
 	if err != nil {
 		return fmt.Errorf("exec in CTID %d: %w", o.ctid, err)
 	}
@@ -219,8 +220,11 @@ func execute(ctx context.Context, s *session, o execOptions) (err error) {
 }
 
 // receive copies the output of a command until it ends.
-func receive(stream controllerv1.ContainerService_ExecClient, s *session) (*typev1.ExecExit, error) {
+func receive(stream controllerv1.ContainerService_ExecClient, s *session, signalled func()) (*typev1.ExecExit, error) {
 	return eachOutput(stream, func(r *controllerv1.ExecResponse) (err error) {
+		if r.GetOutput().GetSignalled() != nil {
+			signalled()
+		}
 		if s.json {
 			return output.WriteJSONLine(s.out, r)
 		}
@@ -291,9 +295,10 @@ func remarksOn(o execOptions, exit *typev1.ExecExit) []string {
 // An execInput sends what goes to a command. Only one goroutine may send on a stream, so all others hand it their
 // messages.
 type execInput struct {
-	send   func(*controllerv1.ExecRequest) error
-	cancel context.CancelFunc
-	inputs chan *typev1.ExecInput
+	send    func(*controllerv1.ExecRequest) error
+	cancel  context.CancelFunc
+	inputs  chan *typev1.ExecInput
+	waiting chan *time.Timer // for each signal that the command may not have got yet: what ends the call
 }
 
 // start begins to send and returns what ends it.
@@ -416,13 +421,26 @@ func (in *execInput) watch(ctx context.Context, s *session, o execOptions, signa
 					in.cancel()
 					return
 				}
-				late := time.AfterFunc(signalWait, in.cancel)
+				if o.stdin {
+					in.waiting <- time.AfterFunc(signalWait, in.cancel)
+				}
 				in.put(ctx, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: signalNames[sig]}}})
-				late.Stop()
 			}
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// maxWaiting is as many signals as go to the command before one ends the call.
+const maxWaiting = (insistence - 1) * 6
+
+// signalled says that the command has got the first of the signals that wait.
+func (in *execInput) signalled() {
+	select {
+	case late := <-in.waiting:
+		late.Stop()
+	default: // more often than there were signals
 	}
 }
 

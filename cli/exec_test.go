@@ -187,16 +187,10 @@ func TestExecEndsWithoutStdin(t *testing.T) {
 	}
 }
 
-// endless is an input without end that tells when it is read.
-type endless chan<- struct{}
+// endless is an input without end.
+type endless struct{}
 
-func (e endless) Read(b []byte) (int, error) {
-	select {
-	case e <- struct{}{}:
-	default:
-	}
-	return len(b), nil
-}
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 // Whoever interrupts a command in many containers gets an account of each, and all of them end.
 func TestExecManyInterrupted(t *testing.T) {
@@ -240,24 +234,50 @@ func TestExecSignals(t *testing.T) {
 			t.Errorf("got %+v and signal %q, want exit 138 and USR1", got, name)
 		}
 	})
-	t.Run("ends the call behind stdin that nobody reads", func(t *testing.T) {
-		read := make(chan struct{}, 1) // one after the other comes, then none
-		f := execFake(nil, func(r remote) error {
-			for quiet := false; !quiet; {
-				select {
-				case <-read:
-				case <-time.After(500 * time.Millisecond):
-					quiet = true
+	for name, stdin := range map[string]io.Reader{
+		"ends the call behind stdin without end that nobody reads": endless{},
+		"ends the call behind stdin that was sent and nobody read": strings.NewReader("all of it"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			cli.SetSignalWait(t, 50*time.Millisecond)
+			f := execFake(nil, func(r remote) error {
+				if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+					return err
 				}
+				<-r.Context().Done()
+				return r.Context().Err()
+			})
+			want := result{"", "phoenix-cli: interrupted\n", 1}
+			if got := run(t, f, stdin, "exec", "-i", "901", "x"); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
 			}
+		})
+	}
+	t.Run("lets a command end in its own time that has got it", func(t *testing.T) {
+		cli.SetSignalWait(t, 2*time.Second)
+		f := execFake(nil, func(r remote) error {
 			if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
 				return err
 			}
-			<-r.Context().Done()
-			return r.Context().Err()
+			for {
+				m, err := r.Recv()
+				if err != nil {
+					return err
+				}
+				if m.GetInput().GetSignal() != nil {
+					break
+				}
+			}
+			if err := r.Send(&controllerv1.ExecResponse{Output: &typev1.ExecOutput{Output: &typev1.ExecOutput_Signalled{Signalled: &typev1.ExecSignalled{}}}}); err != nil {
+				return err
+			}
+			select {
+			case <-time.After(2500 * time.Millisecond):
+			case <-r.Context().Done():
+			}
+			return r.exit(done(9))
 		})
-		want := result{"", "phoenix-cli: interrupted\n", 1}
-		if got := run(t, f, endless(read), "exec", "-i", "901", "x"); got != want {
+		if got, want := run(t, f, strings.NewReader("all of it"), "exec", "-i", "901", "x"), (result{code: 9}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	})

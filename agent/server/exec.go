@@ -140,7 +140,7 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	// handler at the latest: Recv returns once the handler has.
 	received := make(chan error, 1)
 	go func() {
-		err := receive(stream, process, start, input)
+		err := receive(stream, process, start, input, out)
 		input.end()
 		received <- err
 		if !errors.Is(err, io.EOF) {
@@ -211,7 +211,7 @@ func exitOf(exit attach.Exit) *typev1.ExecExit {
 }
 
 // receive passes the caller's messages on. io.EOF says that the caller has no more.
-func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *typev1.ExecStart, stdin *stdin) error {
+func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *typev1.ExecStart, stdin *stdin, out *outputs) error {
 	ended := !start.GetStdin()
 	for {
 		req, err := stream.Recv()
@@ -245,6 +245,9 @@ func receive(stream agentv1.ExecService_ExecServer, p *attach.Process, start *ty
 				return invalid("input.signal.name", "%.40q is none of %s", in.Signal.GetName(), strings.Join(signals, ", "))
 			}
 			if err := p.Signal(in.Signal.GetName()); err != nil {
+				return err
+			}
+			if err := out.send(&typev1.ExecOutput{Output: &typev1.ExecOutput_Signalled{Signalled: &typev1.ExecSignalled{}}}); err != nil {
 				return err
 			}
 		default:

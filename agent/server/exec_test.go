@@ -105,6 +105,10 @@ func TestExec(t *testing.T) {
 				break
 			}
 		}
+		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: "CONT"}}})
+		if resp, err := stream.Recv(); err != nil || resp.GetOutput().GetSignalled() == nil {
+			t.Errorf("after a signal: %v, %v; want that it has arrived", resp, err)
+		}
 		send(t, stream, &typev1.ExecInput{Input: &typev1.ExecInput_Signal{Signal: &typev1.ExecSignal{Name: "USR1"}}})
 		stdout, _, exit, err := collect(stream)
 		if stdout != "caught\n" || exit.GetCode() != 3 || err != nil {

@@ -24,6 +24,7 @@ const (
 type outputs struct {
 	mu     sync.Mutex
 	stream agentv1.ExecService_ExecServer
+	ended  bool // the exit, which is the last message, was sent
 
 	once  sync.Once
 	stuck chan struct{} // closed when the caller has left output unread for too long
@@ -34,6 +35,10 @@ func (o *outputs) giveUp() { o.once.Do(func() { close(o.stuck) }) }
 func (o *outputs) send(out *typev1.ExecOutput) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.ended {
+		return nil
+	}
+	o.ended = out.GetExit() != nil
 	unread := time.AfterFunc(maxUnread, o.giveUp)
 	defer unread.Stop()
 	return o.stream.Send(&agentv1.ExecResponse{Output: out})

@@ -43,6 +43,12 @@ func TestHostileExec(t *testing.T) {
 				"  Look at it from inside: phoenix-cli exec 901 ls -ld DIR; the user must be allowed to enter it.\n"},
 		{name: "stdin without end for a command that does not read", args: []string{"901", "sh", "-c", "sleep 0.3; exit 5"}, stdin: zeros{}, code: 5},
 		{name: "stdin without end for a command that closes it", args: []string{"901", "sh", "-c", "exec <&-; sleep 0.3; exit 6"}, stdin: zeros{}, code: 6},
+		{name: "one interrupt behind stdin that fits on the way and is not read", args: []string{"901", "sh", "-c", "echo begun; exec sleep 7106"},
+			stdin: io.LimitReader(zeros{}, 300_000), code: 1, want: "begun\nphoenix-cli: interrupted\n",
+			during: func(p *process) {
+				p.interrupt()
+				eventually(t, "the command is ended", gone("7106"))
+			}},
 		{name: "idle", args: []string{"--idle-timeout", "500ms", "901", "sh", "-c", "echo begun; exec sleep 7101"}, code: 143,
 			want: "begun\nphoenix-cli: exec in CTID 901: the command was ended because nothing went in or out for 500ms (--idle-timeout)\n"},
 		{name: "the caller is killed", args: []string{"901", "sh", "-c", "echo begun; exec sleep 7102"}, code: -1, want: "begun\n",

@@ -110,6 +110,14 @@ func (p *process) kill() {
 	<-p.done
 }
 
+// interrupt does what ^C does.
+func (p *process) interrupt() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // output is what it has written so far.
 func (p *process) output() string { return p.out.String() }
 

@@ -452,6 +452,7 @@ type ExecOutput struct {
 	//	*ExecOutput_Stdout
 	//	*ExecOutput_Stderr
 	//	*ExecOutput_Exit
+	//	*ExecOutput_Signalled
 	Output isExecOutput_Output `protobuf_oneof:"output"`
 	// Output only. Of no meaning. It makes a small message longer, so that flow control, which counts bytes, also bounds
 	// how many messages wait for a caller that does not read.
@@ -533,6 +534,15 @@ func (x *ExecOutput) GetExit() *ExecExit {
 	return nil
 }
 
+func (x *ExecOutput) GetSignalled() *ExecSignalled {
+	if x != nil {
+		if x, ok := x.Output.(*ExecOutput_Signalled); ok {
+			return x.Signalled
+		}
+	}
+	return nil
+}
+
 func (x *ExecOutput) GetPadding() []byte {
 	if x != nil {
 		return x.Padding
@@ -564,6 +574,12 @@ type ExecOutput_Exit struct {
 	Exit *ExecExit `protobuf:"bytes,4,opt,name=exit,proto3,oneof"`
 }
 
+type ExecOutput_Signalled struct {
+	// The command's processes have got a signal: one message for each ExecSignal, in their order, until the exit.
+	// A signal comes behind the stdin that was sent before it, and does not pass what the command leaves unread.
+	Signalled *ExecSignalled `protobuf:"bytes,6,opt,name=signalled,proto3,oneof"`
+}
+
 func (*ExecOutput_Started) isExecOutput_Output() {}
 
 func (*ExecOutput_Stdout) isExecOutput_Output() {}
@@ -571,6 +587,8 @@ func (*ExecOutput_Stdout) isExecOutput_Output() {}
 func (*ExecOutput_Stderr) isExecOutput_Output() {}
 
 func (*ExecOutput_Exit) isExecOutput_Output() {}
+
+func (*ExecOutput_Signalled) isExecOutput_Output() {}
 
 // ExecStarted says that the container runs and the command is being started.
 type ExecStarted struct {
@@ -618,6 +636,43 @@ func (x *ExecStarted) GetInstance() string {
 	return ""
 }
 
+// ExecSignalled says that a signal has arrived.
+type ExecSignalled struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecSignalled) Reset() {
+	*x = ExecSignalled{}
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecSignalled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecSignalled) ProtoMessage() {}
+
+func (x *ExecSignalled) ProtoReflect() protoreflect.Message {
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecSignalled.ProtoReflect.Descriptor instead.
+func (*ExecSignalled) Descriptor() ([]byte, []int) {
+	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{7}
+}
+
 // ExecExit is how a command ended. It is an answer, not a failure of the call.
 type ExecExit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -645,7 +700,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_phoenix_type_v1_exec_proto_msgTypes[7]
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +712,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_exec_proto_msgTypes[7]
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +725,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{7}
+	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -736,7 +791,7 @@ type ExecSurvivor struct {
 
 func (x *ExecSurvivor) Reset() {
 	*x = ExecSurvivor{}
-	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +803,7 @@ func (x *ExecSurvivor) String() string {
 func (*ExecSurvivor) ProtoMessage() {}
 
 func (x *ExecSurvivor) ProtoReflect() protoreflect.Message {
-	mi := &file_phoenix_type_v1_exec_proto_msgTypes[8]
+	mi := &file_phoenix_type_v1_exec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +816,7 @@ func (x *ExecSurvivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSurvivor.ProtoReflect.Descriptor instead.
 func (*ExecSurvivor) Descriptor() ([]byte, []int) {
-	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{8}
+	return file_phoenix_type_v1_exec_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExecSurvivor) GetPid() int32 {
@@ -809,19 +864,21 @@ const file_phoenix_type_v1_exec_proto_rawDesc = "" +
 	"\x04rows\x18\x02 \x01(\x05R\x04rows\" \n" +
 	"\n" +
 	"ExecSignal\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xe0\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xa0\x02\n" +
 	"\n" +
 	"ExecOutput\x128\n" +
 	"\astarted\x18\x01 \x01(\v2\x1c.phoenix.type.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12/\n" +
-	"\x04exit\x18\x04 \x01(\v2\x19.phoenix.type.v1.ExecExitH\x00R\x04exit\x12\x1d\n" +
+	"\x04exit\x18\x04 \x01(\v2\x19.phoenix.type.v1.ExecExitH\x00R\x04exit\x12>\n" +
+	"\tsignalled\x18\x06 \x01(\v2\x1e.phoenix.type.v1.ExecSignalledH\x00R\tsignalled\x12\x1d\n" +
 	"\apadding\x18\x05 \x01(\fH\x01R\apadding\x88\x01\x01B\b\n" +
 	"\x06outputB\n" +
 	"\n" +
 	"\b_padding\")\n" +
 	"\vExecStarted\x12\x1a\n" +
-	"\binstance\x18\x01 \x01(\tR\binstance\"\x86\x02\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\"\x0f\n" +
+	"\rExecSignalled\"\x86\x02\n" +
 	"\bExecExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12'\n" +
 	"\x0foutput_complete\x18\x02 \x01(\bR\x0eoutputComplete\x12\x1b\n" +
@@ -847,7 +904,7 @@ func file_phoenix_type_v1_exec_proto_rawDescGZIP() []byte {
 	return file_phoenix_type_v1_exec_proto_rawDescData
 }
 
-var file_phoenix_type_v1_exec_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_phoenix_type_v1_exec_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_phoenix_type_v1_exec_proto_goTypes = []any{
 	(*ExecInput)(nil),           // 0: phoenix.type.v1.ExecInput
 	(*ExecStart)(nil),           // 1: phoenix.type.v1.ExecStart
@@ -856,9 +913,10 @@ var file_phoenix_type_v1_exec_proto_goTypes = []any{
 	(*ExecSignal)(nil),          // 4: phoenix.type.v1.ExecSignal
 	(*ExecOutput)(nil),          // 5: phoenix.type.v1.ExecOutput
 	(*ExecStarted)(nil),         // 6: phoenix.type.v1.ExecStarted
-	(*ExecExit)(nil),            // 7: phoenix.type.v1.ExecExit
-	(*ExecSurvivor)(nil),        // 8: phoenix.type.v1.ExecSurvivor
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
+	(*ExecSignalled)(nil),       // 7: phoenix.type.v1.ExecSignalled
+	(*ExecExit)(nil),            // 8: phoenix.type.v1.ExecExit
+	(*ExecSurvivor)(nil),        // 9: phoenix.type.v1.ExecSurvivor
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 }
 var file_phoenix_type_v1_exec_proto_depIdxs = []int32{
 	1,  // 0: phoenix.type.v1.ExecInput.start:type_name -> phoenix.type.v1.ExecStart
@@ -866,16 +924,17 @@ var file_phoenix_type_v1_exec_proto_depIdxs = []int32{
 	3,  // 2: phoenix.type.v1.ExecInput.resize:type_name -> phoenix.type.v1.TerminalSize
 	4,  // 3: phoenix.type.v1.ExecInput.signal:type_name -> phoenix.type.v1.ExecSignal
 	3,  // 4: phoenix.type.v1.ExecStart.size:type_name -> phoenix.type.v1.TerminalSize
-	9,  // 5: phoenix.type.v1.ExecStart.timeout:type_name -> google.protobuf.Duration
-	9,  // 6: phoenix.type.v1.ExecStart.idle_timeout:type_name -> google.protobuf.Duration
+	10, // 5: phoenix.type.v1.ExecStart.timeout:type_name -> google.protobuf.Duration
+	10, // 6: phoenix.type.v1.ExecStart.idle_timeout:type_name -> google.protobuf.Duration
 	6,  // 7: phoenix.type.v1.ExecOutput.started:type_name -> phoenix.type.v1.ExecStarted
-	7,  // 8: phoenix.type.v1.ExecOutput.exit:type_name -> phoenix.type.v1.ExecExit
-	8,  // 9: phoenix.type.v1.ExecExit.survivors:type_name -> phoenix.type.v1.ExecSurvivor
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 8: phoenix.type.v1.ExecOutput.exit:type_name -> phoenix.type.v1.ExecExit
+	7,  // 9: phoenix.type.v1.ExecOutput.signalled:type_name -> phoenix.type.v1.ExecSignalled
+	9,  // 10: phoenix.type.v1.ExecExit.survivors:type_name -> phoenix.type.v1.ExecSurvivor
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_phoenix_type_v1_exec_proto_init() }
@@ -895,6 +954,7 @@ func file_phoenix_type_v1_exec_proto_init() {
 		(*ExecOutput_Stdout)(nil),
 		(*ExecOutput_Stderr)(nil),
 		(*ExecOutput_Exit)(nil),
+		(*ExecOutput_Signalled)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -902,7 +962,7 @@ func file_phoenix_type_v1_exec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phoenix_type_v1_exec_proto_rawDesc), len(file_phoenix_type_v1_exec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
