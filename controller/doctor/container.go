@@ -310,7 +310,7 @@ func (e *examination) devices() string {
 	for _, p := range e.Probe.Results {
 		assigned := e.assigned(p)
 		switch {
-		case need[p.Path] || p.Expected && assigned:
+		case need[p.Path] || p.Expected && (assigned || p.GPU < 0 && len(e.targets) > 0):
 			need[p.Path] = true
 			if e.opened(p) {
 				opened++

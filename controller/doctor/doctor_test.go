@@ -194,6 +194,11 @@ var faults = []struct {
 		doctor.NodeGone, doctor.Nodes, doctor.Fatal, "no /dev/nvidia0", "nvidia-modprobe -c 0"},
 	{"a node is missing that the container has", func(f *doctor.Facts) { f.Node.Shared[3].State = doctor.NodeMissing },
 		doctor.NodeGone, doctor.Nodes, doctor.Warning, "no /dev/nvidiactl", "nvidia-modprobe -c 255"},
+	{"graphics lacks nvidia-modeset", func(f *doctor.Facts) {
+		f.Wish.Capabilities = []string{"compute", "graphics"}
+		f.Container.Configured.Devices = append(f.Container.Configured.Devices, "/dev/nvidia-modeset")
+	},
+		doctor.NodeGone, doctor.Nodes, doctor.Fatal, "no /dev/nvidia-modeset", "nvidia-modprobe -m"},
 	{"a node is stale", both(stopped, func(f *doctor.Facts) { f.Node.Shared[1].State = doctor.NodeStale }),
 		doctor.StaleNode, doctor.Nodes, doctor.Fatal, "511:0", "nvidia-modprobe -u -c 0"},
 	{"a file is where a node is to be", both(stopped, func(f *doctor.Facts) { f.Node.Shared[1].State = doctor.NodeNotADevice }),
@@ -229,6 +234,8 @@ var faults = []struct {
 	{"the lines are pending", both(without, problem("entry_in_pending", "remove the lines")),
 		doctor.OnlyInPending, doctor.Conf, doctor.Fatal, "line 7", "phoenix-cli apply 901"},
 	{"the lines have no effect", both(without, problem("no_effect", "")), doctor.WithoutEffect, doctor.Conf, doctor.Fatal, "line 7", "phoenix-cli apply 901"},
+	{"a node is missing that an apply makes", both(without, func(f *doctor.Facts) { f.Node.GPUs[1].Nodes[0].State = doctor.NodeMissing }),
+		doctor.NotGiven, doctor.Conf, doctor.Fatal, "gives no NVIDIA device", "phoenix-cli apply 901"},
 	{"nobody has applied", without, doctor.NotGiven, doctor.Conf, doctor.Fatal, "gives no NVIDIA device", "phoenix-cli apply 901"},
 	{"it has one more than assigned", func(f *doctor.Facts) {
 		f.Container.Configured.GPUs = append(f.Container.Configured.GPUs, doctor.Given{Index: 0, Minor: 1})
@@ -293,6 +300,9 @@ var faults = []struct {
 	}), doctor.Leak, doctor.Devices, doctor.Fatal, "nvidia-cap30 inside: opened", "allows too much"},
 	{"no driver answers", opens(2, "no driver", "ENXIO"), doctor.NoDriver, doctor.Devices, doctor.Fatal, "no driver (ENXIO)", "dmesg"},
 	{"EPERM", opens(0, "denied", "EPERM"), doctor.Denied, doctor.Devices, doctor.Fatal, "/dev/nvidia-uvm inside: denied (EPERM)", "phoenix-cli apply 901"},
+	{"EPERM of a device that the conf gives besides", func(f *doctor.Facts) {
+		f.Probe.Results = append(f.Probe.Results, doctor.Probed{Path: "/dev/nvidia-modeset", GPU: -1, Expected: true, Outcome: "denied", Errno: "EPERM"})
+	}, doctor.Denied, doctor.Devices, doctor.Fatal, "/dev/nvidia-modeset inside", "phoenix-cli apply 901"},
 	{"EACCES", opens(2, "no permission", "EACCES"), doctor.NoPermission, doctor.Devices, doctor.Fatal, "EACCES", "chmod 666 /dev/nvidia0"},
 	{"ENOENT", opens(2, "absent", "ENOENT"), doctor.Absent, doctor.Devices, doctor.Fatal, "ENOENT", "phoenix-cli restart 901"},
 	{"a ghost", both(opens(0, "not a device", ""), problem("ghost_file", ""), func(f *doctor.Facts) { f.Container.RestartPending = true }),

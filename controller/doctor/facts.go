@@ -65,25 +65,27 @@ type Node struct {
 	Name    string
 	Sandbox bool // no driver stands behind its device nodes
 	Quorate bool
-	Loaded  string // version of the kernel module; empty if it is not loaded
-	Disk    string // version that the next boot loads; empty if unknown
-	Library string // version of the node's own libraries; empty if there are none, or unknown
-	GPUs    []GPU  // by PCI address, those bound elsewhere included
-	Shared  []DeviceNode
+	Loaded  string       // version of the kernel module; empty if it is not loaded
+	Disk    string       // version that the next boot loads; empty if unknown
+	Library string       // version of the node's own libraries; empty if there are none, or unknown
+	GPUs    []GPU        // by PCI address, those bound elsewhere included
+	Shared  []DeviceNode // those that GPUs share
+	Fabric  []DeviceNode // of an NVLink fabric
 }
 
 // A GPU is one card.
 type GPU struct {
-	Index   int    // -1 if it is not bound to nvidia
-	UUID    string // empty if unknown
-	PCI     string
-	Minor   int    // -1 if unknown
-	Driver  string // "nvidia", "vfio-pci", "nouveau", "none", "other"
-	Nodes   []DeviceNode
-	MIG     bool // it is divided
-	Devices []MIGDevice
-	Health  Fitness
-	CTIDs   []int32 // whose confs give it whole
+	Index    int    // -1 if it is not bound to nvidia
+	UUID     string // empty if unknown
+	PCI      string
+	Minor    int    // -1 if unknown
+	Driver   string // "nvidia", "vfio-pci", "nouveau", "none", "other"
+	Nodes    []DeviceNode
+	Graphics []DeviceNode // DRM nodes
+	MIG      bool         // it is divided
+	Devices  []MIGDevice
+	Health   Fitness
+	CTIDs    []int32 // whose confs give it whole
 }
 
 // A MIGDevice is one compute instance of a card.

@@ -190,23 +190,33 @@ func (e *examination) fit(g GPU) {
 // shared are the devices that every use of a GPU needs besides its own.
 var shared = []string{"/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl"}
 
-// needed are the node's device nodes that the assigned GPUs need.
+// needed are the node's device nodes that the assigned GPUs need for what the fleet file says they are used for.
 func (e *examination) needed() []DeviceNode {
 	var out []DeviceNode
-	for _, t := range e.targets {
-		if t.moved() {
-			continue
-		}
-		for _, n := range t.nodes() {
+	add := func(nodes ...DeviceNode) {
+		for _, n := range nodes {
 			if !slices.ContainsFunc(out, func(o DeviceNode) bool { return o.Path == n.Path }) {
 				out = append(out, n)
 			}
 		}
 	}
-	for _, n := range e.Node.Shared {
-		if slices.Contains(shared, n.Path) {
-			out = append(out, n)
+	graphics := e.Wish != nil && slices.Contains(e.Wish.Capabilities, "graphics")
+	for _, t := range e.targets {
+		if t.gpu == nil || t.moved() {
+			continue
 		}
+		add(t.nodes()...)
+		if graphics {
+			add(t.gpu.Graphics...)
+		}
+	}
+	for _, n := range e.Node.Shared {
+		if slices.Contains(shared, n.Path) || graphics && n.Path == "/dev/nvidia-modeset" {
+			add(n)
+		}
+	}
+	if e.Wish != nil && slices.Contains(e.Wish.Capabilities, "fabric") {
+		add(e.Node.Fabric...)
 	}
 	return out
 }
@@ -218,8 +228,13 @@ func (e *examination) nodes() string {
 	}
 	var paths []string
 	for _, n := range e.needed() {
-		paths = append(paths, n.Path)
-		e.node(n)
+		if slices.Contains(e.Container.Configured.Devices, n.Path) { // the apply that gives the others makes them
+			paths = append(paths, n.Path)
+			e.node(n)
+		}
+	}
+	if len(paths) == 0 {
+		return e.notExamined("its conf gives none of them")
 	}
 	return fmt.Sprintf("on %s, with the numbers of /proc/devices: %s", e.Node.Name, strings.Join(paths, ", "))
 }
@@ -246,7 +261,7 @@ func (e *examination) node(n DeviceNode) {
 			"device node %s of %s is left from an earlier load of the driver", n.Path, e.Node.Name)
 	case n.State == NodeNotADevice:
 		say(NoDevice, n.Path+" is no character device", create, "%s of %s is no device", n.Path, e.Node.Name)
-	case n.Mode&0o666 != 0o666 && e.Container.Unprivileged && e.Container.Configured.Mode != "native" && !strings.Contains(n.Path, "/nvidia-caps/"):
+	case n.Mode&0o666 != 0o666 && e.Container.Unprivileged && e.Container.Configured.Mode != "native" && strings.HasPrefix(n.Path, "/dev/nvidia") && !strings.HasPrefix(n.Path, "/dev/nvidia-caps"):
 		e.broken(NodeMode, fmt.Sprintf("%s has mode %04o", n.Path, n.Mode),
 			e.on("chmod 666 %s, and remove NVreg_DeviceFileMode from /etc/modprobe.d", n.Path), "only root of %s may open %s", e.Node.Name, n.Path)
 	}
@@ -257,7 +272,11 @@ func makeNode(n DeviceNode) string {
 	switch {
 	case strings.HasPrefix(n.Path, "/dev/nvidia-uvm"):
 		return "nvidia-modprobe -u -c 0"
-	case strings.HasPrefix(n.Path, "/dev/nvidia-caps/"):
+	case n.Path == "/dev/nvidia-modeset":
+		return "nvidia-modprobe -m"
+	case strings.HasPrefix(n.Path, "/dev/dri/"):
+		return "modprobe nvidia-drm"
+	case strings.HasPrefix(n.Path, "/dev/nvidia-caps"):
 		return fmt.Sprintf("mknod -m 444 %s c %d %d", n.Path, n.Major, n.Minor)
 	}
 	return fmt.Sprintf("nvidia-modprobe -c %d", n.Minor)

@@ -15,7 +15,7 @@ import (
 func doctorNode(name string, n *typev1.Node, d *typev1.NodeDevices) *doctor.Node {
 	out := &doctor.Node{
 		Name: name, Sandbox: engine.Sandbox(n.GetPveVersion()), Quorate: n.GetQuorate(), Loaded: d.GetDriverVersion(),
-		Shared: convert(d.GetSharedNodes(), doctorDeviceNode),
+		Shared: convert(d.GetSharedNodes(), doctorDeviceNode), Fabric: convert(d.GetFabricNodes(), doctorDeviceNode),
 	}
 	for _, g := range d.GetGpus() {
 		out.GPUs = append(out.GPUs, doctorGPU(g))
@@ -26,7 +26,7 @@ func doctorNode(name string, n *typev1.Node, d *typev1.NodeDevices) *doctor.Node
 func doctorGPU(g *typev1.Gpu) doctor.GPU {
 	out := doctor.GPU{
 		Index: int(g.GetIndex()), UUID: g.GetUuid(), PCI: g.GetPciAddress(), Minor: -1, Driver: doctorWord(g.GetDriver().String(), "GPU_DRIVER_"),
-		Nodes: convert(g.GetDeviceNodes(), doctorDeviceNode), MIG: g.GetMigEnabled(), CTIDs: g.GetCtids(),
+		Nodes: convert(g.GetDeviceNodes(), doctorDeviceNode), Graphics: convert(g.GetGraphicsNodes(), doctorDeviceNode), MIG: g.GetMigEnabled(), CTIDs: g.GetCtids(),
 	}
 	if out.Driver == "vfio pci" {
 		out.Driver = "vfio-pci"
