@@ -42,6 +42,12 @@ func (w *worker) installDriver(ctx context.Context) (did, error) {
 		})
 		return installed, err
 	}
+	if has.Version != "" && has.Version != want.Version {
+		w.leaveRollout, err = w.run.rollout.enter(ctx, w.stop, driverOn{w.plan.Node, want.Version})
+		if err != nil {
+			return did{}, err
+		}
+	}
 	// Asked first without the installer: a container that cannot have the driver is refused before anything is fetched.
 	installed, err := install()
 	if node.ReasonOf(err) == node.InstallerNotCached {
@@ -95,6 +101,7 @@ func (w *worker) verifyDriver(ctx context.Context) (did, error) {
 	case check.Version != want && want != "":
 		return did{}, fmt.Errorf("nvidia-smi in it reports driver %q; its node has loaded %s", check.Version, want)
 	}
+	w.leave(nil)
 	if err := w.rememberDriver(c.Instance); err != nil {
 		return did{}, err
 	}

@@ -216,7 +216,7 @@ func (e *Engine) Apply(ctx context.Context, req Request) (*Watch, error) {
 			ctids = append(ctids, c.CTID)
 		}
 	}
-	r := &run{engine: e, fleet: f, watches: map[*Watch]struct{}{}}
+	r := &run{engine: e, fleet: f, watches: map[*Watch]struct{}{}, rollout: newRollout()}
 	r.record = store.Run{
 		ID: e.newID(), State: store.RunRunning, Created: time.Now().UTC(), Who: req.Who, FleetSHA256: f.SHA256, Options: opts,
 	}

@@ -76,7 +76,7 @@ func abandon(r store.Run, state store.RunState, why string) store.Run {
 
 func (e *Engine) takeUp(record store.Run) error {
 	record.Resumptions++
-	r := &run{engine: e, record: record, watches: map[*Watch]struct{}{}}
+	r := &run{engine: e, record: record, watches: map[*Watch]struct{}{}, rollout: newRollout()}
 	var ctids []int32
 	for _, c := range record.Containers {
 		ctids = append(ctids, c.CTID)

@@ -26,6 +26,7 @@ type run struct {
 	observed *observed.Fleet // what it was planned from
 	plans    []task          // beside record.Containers
 	cancel   context.CancelCauseFunc
+	rollout  *rollout
 
 	// saving orders the writes to the store, so that a whole run never overwrites a newer container. It is held across
 	// them.
@@ -209,6 +210,8 @@ type worker struct {
 	digest string // of the conf as last seen
 	// started is the instance that our restart has just brought up; empty if verifying must look for it.
 	started string
+	// leaveRollout is not nil while the container has a place in the rollout of a driver.
+	leaveRollout func(ctid int32, err error)
 }
 
 func (w *worker) ctid() int32 { return w.plan.CTID }
@@ -338,6 +341,7 @@ func (w *worker) steps(ctx, stop context.Context) (err error) {
 			open = append(open, i)
 		}
 	}
+	defer func() { w.leave(err) }()
 	begun := false // whether the intent of the step is recorded
 	for n, i := range open {
 		if !begun {

@@ -41,6 +41,8 @@ const (
 	InstallerSourceNotAllowed = errorv1.Reason_REASON_INSTALLER_SOURCE_NOT_ALLOWED
 	InstallerChecksumMismatch = errorv1.Reason_REASON_INSTALLER_CHECKSUM_MISMATCH
 	LibcNotSupported          = errorv1.Reason_REASON_LIBC_NOT_SUPPORTED
+	DriverPackaged            = errorv1.Reason_REASON_DRIVER_PACKAGED
+	ContainerTooSmall         = errorv1.Reason_REASON_CONTAINER_TOO_SMALL
 	GPUBoundElsewhere         = errorv1.Reason_REASON_GPU_BOUND_ELSEWHERE
 	DriverNotLoaded           = errorv1.Reason_REASON_DRIVER_NOT_LOADED
 	DeviceNodeMissing         = errorv1.Reason_REASON_DEVICE_NODE_MISSING
