@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"agent/probe":            {"agent/attach"},
 	"agent/transfer":         {"agent/attach"},
 	"agent/driver":           {"agent/attach", "agent/ctlock"},
+	"agent/bootguard":        {"agent/confstore", "agent/container", "agent/gpu", "agent/statefile"},
 	"agent/container":        {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile"},
 	"controller/engine":      {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
 }

@@ -17,12 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"phoenix.internal/agent/attach"
-	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/driver"
-	"phoenix.internal/agent/gpu"
 	"phoenix.internal/agent/health"
-	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/nvml"
 	"phoenix.internal/agent/probe"
 	"phoenix.internal/agent/server"
@@ -46,30 +43,18 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	confs := &confstore.Store{
-		RevisionDir: filepath.Join(cfg.StateDir, "revisions"),
-		Settled:     lxcmon.Client{}.Settled,
-	}
-	if removed, err := confs.Sweep(); err != nil {
+	library := &nvml.Client{Program: cfg.NVMLProgram, Log: log}
+	defer library.Close()
+	manager := newManager(cfg, library, log)
+	if removed, err := manager.Confs.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier agent not removed", "err", err)
 	} else if len(removed) > 0 {
 		log.Info("leftovers of an earlier agent removed", "files", removed)
 	}
 	attacher := attach.Attacher{}
-	library := &nvml.Client{Program: cfg.NVMLProgram, Log: log}
-	defer library.Close()
-	scanner := &gpu.Scanner{NVML: library}
 	installers := &driver.Cache{Dir: filepath.Join(cfg.StateDir, "driver"), Sources: cfg.DriverSources}
 	if err := installers.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier agent not removed", "err", err)
-	}
-	manager := &container.Manager{
-		Confs:          confs,
-		GPUs:           scanner,
-		Runtime:        &container.Proxmox{},
-		StateDir:       cfg.StateDir,
-		AllowedOptions: cfg.AllowedLXCOptions,
-		Log:            log,
 	}
 	srv := server.New(&server.Node{
 		Name:       cfg.Node,
@@ -84,12 +69,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			KernelLog: cfg.KernelLog,
 			File:      filepath.Join(cfg.StateDir, "health.json"),
 			Classes:   cfg.xidClasses(),
-			Present:   scanner.Served,
+			Present:   manager.GPUs.Served,
 			Log:       log,
 		},
 		Facts: server.Facts{LXCVersion: lxcVersion(ctx)},
 		Log:   log,
 	}, tlsConfig)
+	defer guardLate(ctx, manager, log)()
 	return Serve(ctx, cfg.Listen, srv, manager, log)
 }
 

@@ -25,6 +25,16 @@ type Applied struct {
 	Time       time.Time    `json:"time"`
 	Who        string       `json:"who"`
 	OnBehalfOf string       `json:"on_behalf_of,omitempty"`
+	// Devices and Rules are what the conf then gave, in numbers of that boot.
+	Devices []AppliedDevice `json:"devices,omitempty"` // by path
+	Rules   []string        `json:"rules,omitempty"`   // of the device cgroup, sorted: "c 195:0 rwm"
+}
+
+// An AppliedDevice is a device node as it was then.
+type AppliedDevice struct {
+	Path  string `json:"path"`
+	Major int    `json:"major"`
+	Minor int    `json:"minor"`
 }
 
 // An AppliedGPU is a GPU, or a MIG device of it, as it was then.

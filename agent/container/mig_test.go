@@ -215,6 +215,15 @@ func TestApplied(t *testing.T) {
 			{Index: 1, UUID: inv.GPUs[1].UUID, PCIAddress: "0000:02:00.0", MIG: &container.AppliedMIG{UUID: migA, GPUInstance: 1, Profile: "1g.10gb"}},
 			{Index: 0, UUID: inv.GPUs[0].UUID, PCIAddress: "0000:01:00.0"},
 		},
+		Devices: []container.AppliedDevice{
+			{Path: "/dev/nvidia-caps/nvidia-cap147", Major: 236, Minor: 147},
+			{Path: "/dev/nvidia-caps/nvidia-cap148", Major: 236, Minor: 148},
+			{Path: "/dev/nvidia-uvm", Major: 511},
+			{Path: "/dev/nvidia-uvm-tools", Major: 511, Minor: 1},
+			{Path: "/dev/nvidia0", Major: 195},
+			{Path: "/dev/nvidia1", Major: 195, Minor: 1},
+			{Path: "/dev/nvidiactl", Major: 195, Minor: 255},
+		},
 	}
 	first := get(t, n).Applied
 	if diff := cmp.Diff(want, first, cmpopts.IgnoreFields(container.Applied{}, "Time")); diff != "" {

@@ -193,6 +193,7 @@ func (op SetPassthrough) edit(f *pveconf.File, e *editing) error {
 		return err
 	}
 	e.applied = op.applied(gpus)
+	e.applied.Devices, e.applied.Rules = givenBy(f, inv)
 	return nil
 }
 

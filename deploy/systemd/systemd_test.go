@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,8 +24,8 @@ func analyze(t *testing.T) string {
 func TestVerify(t *testing.T) {
 	analyze := analyze(t)
 	units, err := filepath.Glob("*.service")
-	if err != nil || len(units) != 2 {
-		t.Fatalf("units %v, %v; want two", units, err)
+	if err != nil || len(units) != 3 {
+		t.Fatalf("units %v, %v; want three", units, err)
 	}
 	for _, unit := range units {
 		b, err := os.ReadFile(unit)
@@ -43,22 +44,55 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// The controller is well shut in. The agent is not, and must not be: see docs/decisions.md.
+// The controller is well shut in. The boot guard needs much of the host, and no network. The agent is not shut in, and must
+// not be: see docs/decisions.md.
 func TestExposure(t *testing.T) {
-	out, err := exec.Command(analyze(t), "security", "--offline=yes", "phoenix-controller.service").CombinedOutput()
-	if err != nil && !strings.Contains(string(out), "Overall exposure level") {
-		out, err = exec.Command(analyze(t), "security", "--offline=yes", "./phoenix-controller.service").CombinedOutput()
+	analyze := analyze(t)
+	for unit, most := range map[string]float64{"phoenix-controller.service": 1.5, "phoenix-boot-guard.service": 6.5} {
+		out, err := exec.Command(analyze, "security", "--offline=yes", unit).CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "Overall exposure level") {
+			out, err = exec.Command(analyze, "security", "--offline=yes", "./"+unit).CombinedOutput()
+		}
+		m := regexp.MustCompile(`Overall exposure level for ` + unit + `: ([0-9.]+)`).FindSubmatch(out)
+		if m == nil {
+			t.Fatalf("%s: no exposure level: %v\n%s", unit, err, out)
+		}
+		level, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if level > most {
+			t.Errorf("%s: exposure %.1f, want at most %.1f\n%s", unit, level, most, out)
+		}
 	}
-	m := regexp.MustCompile(`Overall exposure level for phoenix-controller.service: ([0-9.]+)`).FindSubmatch(out)
-	if m == nil {
-		t.Fatalf("no exposure level: %v\n%s", err, out)
-	}
-	level, err := strconv.ParseFloat(string(m[1]), 64)
+}
+
+// The guard runs before containers start, does not keep them from starting, and ends.
+func TestGuardIsBeforeContainers(t *testing.T) {
+	b, err := os.ReadFile("phoenix-boot-guard.service")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if level > 1.5 {
-		t.Errorf("exposure %.1f, want at most 1.5\n%s", level, out)
+	unit := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(key, "#") {
+			unit[key] = value
+		}
+	}
+	for key, words := range map[string]string{
+		"After": "pve-cluster.service", "Before": "pve-guests.service pve-ha-lrm.service phoenix-agent.service",
+		"WantedBy": "multi-user.target pve-guests.service pve-ha-lrm.service", "Type": "oneshot", "TimeoutStartSec": "5min",
+	} {
+		for word := range strings.FieldsSeq(words) {
+			if !slices.Contains(strings.Fields(unit[key]), word) {
+				t.Errorf("%s=%s, want %s in it", key, unit[key], word)
+			}
+		}
+	}
+	for _, key := range []string{"PrivateDevices", "ProtectKernelModules", "PrivateNetwork", "DevicePolicy"} {
+		if value, ok := unit[key]; ok {
+			t.Errorf("%s=%s keeps the guard from its work", key, value)
+		}
 	}
 }
 

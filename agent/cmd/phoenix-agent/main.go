@@ -33,10 +33,17 @@ func main() {
 	os.Exit(run())
 }
 
+// guard is the word for the work of a boot, which a unit of its own does before containers start.
+const guard = "boot-guard"
+
 func run() int {
+	args, guards := os.Args[1:], false
+	if len(args) > 0 && args[0] == guard {
+		args, guards = args[1:], true
+	}
 	path := flag.String("config", "/etc/phoenix/agent.yaml", "configuration `file`")
 	version := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
+	_ = flag.CommandLine.Parse(args) // it exits on an error
 	if *version {
 		fmt.Println("phoenix-agent", agent.Version())
 		return 0
@@ -51,12 +58,15 @@ func run() int {
 		return 2
 	}
 	log := cfg.Logger(os.Stderr)
-	if err := attach.AsLogin(); err != nil {
+	work := agent.Run
+	if guards {
+		work = agent.GuardBoot // it runs no command in a container
+	} else if err := attach.AsLogin(); err != nil {
 		log.Warn("commands in containers inherit what one from a login would not have", "err", err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	if err := agent.Run(ctx, cfg, log); err != nil {
+	if err := work(ctx, cfg, log); err != nil {
 		fmt.Fprintln(os.Stderr, "phoenix-agent:", err)
 		return 1
 	}

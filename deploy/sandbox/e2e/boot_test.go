@@ -1,0 +1,62 @@
+package e2e_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"phoenix.internal/deploy/sandbox"
+	"phoenix.internal/deploy/sandbox/sandboxtest"
+)
+
+// A reboot gives nvidia-uvm another major and leaves it unloaded until somebody uses CUDA. With no controller, containers
+// with onboot have their GPUs before anyone logs in.
+func TestFailure10_AfterAReboot(t *testing.T) {
+	w := newNodes(t, sandboxtest.Options{})
+	n := w.nodes[0]
+	// Privileged, so that the device rules with their majors are in force.
+	for ctid, onboot := range map[int32]string{901: "1", 902: "1", 903: "0"} {
+		n.Add(ctid, fmt.Sprintf("arch: amd64\nhostname: ct%[1]d\nmemory: 512\nonboot: %[2]s\nostype: debian\nrootfs: local:subvol-%[1]d-disk-0,size=1G\n", ctid, onboot))
+	}
+	w.setFleet(`
+		"901": {"gpu_assignment": "0,1", "passthrough_mode": "raw"},
+		"902": {"gpu_assignment": "1", "passthrough_mode": "native"},
+		"903": {"gpu_assignment": "0", "passthrough_mode": "raw"}`)
+	w.cli(append(w.local(), "apply")...)
+
+	// Somebody changes what 903 has, and no agent is asked.
+	edited := n.Conf(903) + "lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,optional,create=file\n"
+	n.SetConf(903, edited)
+
+	uvm := n.Host.Majors.UVM
+	raw, native := n.Conf(901), n.Conf(902)
+	n.ResetPctCalls()
+	n.Reboot(sandbox.RebootOptions{LoseUVM: true, NoAgent: true})
+	if n.Host.Majors.UVM == uvm {
+		t.Fatal("the boot gave nvidia-uvm the major that it had")
+	}
+
+	rules := func(major int) string {
+		return fmt.Sprintf("lxc.cgroup2.devices.allow: c %[1]d:0 rwm\nlxc.cgroup2.devices.allow: c %[1]d:1 rwm\n", major)
+	}
+	if !strings.Contains(raw, rules(uvm)) {
+		t.Fatalf("no rules for nvidia-uvm's major %d in\n%s", uvm, raw)
+	}
+	wantRaw := strings.Replace(raw, rules(uvm), "", 1) + rules(n.Host.Majors.UVM)
+	for ctid, want := range map[int32]string{901: wantRaw, 902: native} {
+		if got := n.Conf(ctid); got != want {
+			t.Errorf("conf of CTID %d after the boot:\n%s\nwant:\n%s", ctid, got, want)
+		}
+	}
+	for ctid, want := range map[int32]string{901: "nvidia0 nvidia1" + control, 902: "nvidia0=ENOENT nvidia1" + control} {
+		if got := reach(t, n, ctid); got != want {
+			t.Errorf("CTID %d after the boot reaches %q, want %q", ctid, got, want)
+		}
+	}
+	if calls := n.PctCalls("shutdown", "stop", "reboot"); len(calls) > 0 {
+		t.Errorf("restarted after the boot: %q", calls)
+	}
+	if got := n.Conf(903); got != edited {
+		t.Errorf("the conf that somebody had changed:\n%s\nwant it as it was:\n%s", got, edited)
+	}
+}
