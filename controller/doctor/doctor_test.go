@@ -329,6 +329,8 @@ var faults = []struct {
 		doctor.NoUserSpace, doctor.UserSpace, doctor.Fatal, "no libnvidia-ml.so", "installs 580.105.08"},
 	{"another version inside", func(f *doctor.Facts) { f.Driver.Version = "580.95.05" },
 		doctor.VersionMismatch, doctor.UserSpace, doctor.Fatal, "libnvidia-ml.so.580.95.05", "installs 580.105.08"},
+	{"another version that Phoenix did not install", func(f *doctor.Facts) { f.Driver.Version, f.Wish.Driver = "580.95.05", false },
+		doctor.VersionMismatch, doctor.UserSpace, doctor.Fatal, "libnvidia-ml.so.580.95.05", "give it the feature nvidia"},
 	{"half an installation", func(f *doctor.Facts) { f.Driver.State, f.Driver.Broken = "incomplete", []string{"libcuda.so.1"} },
 		doctor.Incomplete, doctor.UserSpace, doctor.Fatal, "libcuda.so.1", "phoenix-cli apply 901"},
 

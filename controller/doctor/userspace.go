@@ -45,7 +45,7 @@ func (e *examination) userSpace() string {
 		e.warn(Packaged, "packages: "+strings.Join(d.Packages, ", "), fmt.Sprintf("phoenix-cli exec %d -- apt-get purge %s; then %s", e.CTID, strings.Join(d.Packages, " "), e.apply()),
 			"packages of the distribution own driver libraries: an upgrade in the container breaks them")
 	}
-	install := e.apply() + ", which installs " + e.Node.Loaded
+	install := e.installs()
 	switch {
 	case d.State == "none":
 		e.broken(NoUserSpace, "there is no libnvidia-ml.so in it", install, "the container has no libraries of NVIDIA's driver")
@@ -56,6 +56,14 @@ func (e *examination) userSpace() string {
 		e.broken(Incomplete, "sonames that lead nowhere: "+orNone(strings.Join(d.Broken, ", ")), install, "the driver's libraries inside are incomplete")
 	}
 	return fmt.Sprintf("libnvidia-ml.so.%s inside, as the loaded module", d.Version)
+}
+
+// installs is what brings the right libraries into the container.
+func (e *examination) installs() string {
+	if e.Wish != nil && e.Wish.Driver && e.Wish.DriverMode != "host" {
+		return e.apply() + " --verify, which installs " + e.Node.Loaded + " unless it is there in full"
+	}
+	return fmt.Sprintf("install %s in it by the means that installed it before, or give it the feature nvidia in the fleet file and %s", e.Node.Loaded, e.apply())
 }
 
 func orNone(s string) string {
@@ -84,7 +92,7 @@ func (e *examination) smi() string {
 	})
 	switch {
 	case failed >= 0:
-		e.broken(SMIFails, c.Problems[failed], fmt.Sprintf("phoenix-cli exec %d -- nvidia-smi shows it; %s --verify installs the driver anew if it is not in full", e.CTID, e.apply()), "nvidia-smi does not work inside")
+		e.broken(SMIFails, c.Problems[failed], fmt.Sprintf("phoenix-cli exec %d -- nvidia-smi shows it; %s", e.CTID, e.installs()), "nvidia-smi does not work inside")
 	case len(c.Missing) > 0:
 		e.broken(SMIMissing, proof, fmt.Sprintf("phoenix-cli probe %d; on %s: dmesg | grep NVRM", e.CTID, e.Node.Name), "nvidia-smi inside does not list %s", strings.Join(c.Missing, ", "))
 	case len(c.Unexpected) > 0:
