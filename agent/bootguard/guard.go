@@ -23,7 +23,7 @@ type Guard struct {
 	Containers *container.Manager
 	SMI        string        // nvidia-smi; empty: /usr/bin/nvidia-smi
 	Proc       string        // root of procfs; empty: /proc
-	PVEWait    time.Duration // for Proxmox's file system and for its quorum; 0: 2 min
+	PVEWait    time.Duration // for Proxmox's file system and its quorum, for all containers together; 0: 2 min
 	Log        *slog.Logger
 }
 
@@ -39,7 +39,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	begin := time.Now()
 	records, err := container.LoadApplied(g.Containers.StateDir)
 	maps.DeleteFunc(records, func(_ int32, a container.Applied) bool { return len(a.GPUs) == 0 })
-	r := &run{Guard: g, records: records, mig: map[slot]placed{}}
+	r := &run{Guard: g, records: records, mig: map[slot]placed{}, deadline: begin.Add(cmp.Or(g.PVEWait, 2*time.Minute))}
 	r.work(ctx)
 	if !r.later {
 		err = errors.Join(err, g.mark())
@@ -51,11 +51,12 @@ func (g *Guard) Run(ctx context.Context) error {
 // A run is one call of Run.
 type run struct {
 	*Guard
-	records map[int32]container.Applied // those with GPUs, of containers that this node has
-	inv     *gpu.Inventory              // as of the last look
-	mig     map[slot]placed             // recorded MIG devices that are gone, or that have other numbers now
-	left    int                         // things left undone
-	later   bool                        // one of them only waits for Proxmox's file system
+	deadline time.Time                   // for waits for Proxmox's file system
+	records  map[int32]container.Applied // those with GPUs, of containers that this node has
+	inv      *gpu.Inventory              // as of the last look
+	mig      map[slot]placed             // recorded MIG devices that are gone, or that have other numbers now
+	left     int                         // things left undone
+	later    bool                        // one of them only waits for Proxmox's file system
 }
 
 // leave reports something that could not be done; about are attributes.
@@ -85,7 +86,7 @@ func (r *run) keepHere(ctx context.Context) {
 	if len(r.records) == 0 {
 		return
 	}
-	ctids, err := await(ctx, r.PVEWait, r.Containers.Confs.CTIDs)
+	ctids, err := await(ctx, r.deadline, r.Containers.Confs.CTIDs)
 	if err != nil {
 		r.leave(fmt.Errorf("look which containers are on this node: %w", err))
 		return // their device nodes are worth making all the same
@@ -163,7 +164,7 @@ func (r *run) give(ctx context.Context, ctid int32) {
 	if len(places) < len(record.GPUs) {
 		return
 	}
-	repaired, err := await(ctx, r.PVEWait, func() (container.Repaired, error) {
+	repaired, err := await(ctx, r.deadline, func() (container.Repaired, error) {
 		return r.Containers.Repair(ctx, ctid, places, by)
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"phoenix.internal/agent/confstore"
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
+	"phoenix.internal/agent/nvml"
 	"phoenix.internal/agent/passthrough"
 	"phoenix.internal/deploy/sandbox/nvidia"
 )
@@ -60,7 +61,7 @@ func newNode(t *testing.T, shape string) *node {
 	host.Majors = nvidia.Majors{NVIDIA: 195, UVM: 511, Caps: 501, IMEX: 502, NVLink: 503, DRM: 226}
 	n.must(n.tree.Create(host))
 	n.must(n.tree.Boot())
-	for _, tool := range []string{"nvidia-smi", "modprobe"} {
+	for _, tool := range []string{"nvidia-smi", "modprobe", "phoenix-nvml"} {
 		script := fmt.Sprintf("#!/bin/sh\n%s='%s' exec '%s' %s \"$@\"\n", toolFor, n.dir, os.Args[0], tool)
 		n.must(os.WriteFile(filepath.Join(n.dir, tool), []byte(script), 0o755))
 	}
@@ -75,12 +76,14 @@ func newNode(t *testing.T, shape string) *node {
 // newGuard is the guard of another process.
 func (n *node) newGuard() {
 	log := slog.New(slog.NewTextHandler(&n.log, nil))
+	library := &nvml.Client{Program: filepath.Join(n.dir, "phoenix-nvml")}
+	n.t.Cleanup(func() { library.Close() })
 	n.guard = &bootguard.Guard{
 		Containers: &container.Manager{
 			Confs: &confstore.Store{PVE: filepath.Join(n.dir, "pve"), LockDir: filepath.Join(n.dir, "lock"), RevisionDir: filepath.Join(n.dir, "revisions")},
 			GPUs: &gpu.Scanner{
 				Sys: filepath.Join(n.dir, "sys"), Proc: filepath.Join(n.dir, "proc"), Dev: filepath.Join(n.dir, "dev"),
-				SMI: filepath.Join(n.dir, "nvidia-smi"), Modprobe: filepath.Join(n.dir, "modprobe"),
+				SMI: filepath.Join(n.dir, "nvidia-smi"), Modprobe: filepath.Join(n.dir, "modprobe"), NVML: library,
 			},
 			Runtime:  &container.Proxmox{},
 			StateDir: filepath.Join(n.dir, "state"),
@@ -312,35 +315,107 @@ func TestConfThatSomebodyChangedStays(t *testing.T) {
 	}
 }
 
+// A boot forgets MIG devices, and H100s even that they were divided. The ones that are made have new UUIDs and, here, other
+// numbers, and so other capability nodes.
 func TestMIGDevicesComeBack(t *testing.T) {
-	n := newNode(t, "mig")
-	inv, err := n.guard.Containers.GPUs.Scan(t.Context())
-	n.must(err)
-	// As NVML would tell; this host has none.
-	parent := inv.GPUs[0]
-	n.must(os.WriteFile(n.confPath(), []byte(bare), 0o640))
-	n.must(os.MkdirAll(filepath.Join(n.dir, "state/applied"), 0o700))
-	n.must(os.WriteFile(filepath.Join(n.dir, "state/applied/99901.json"), fmt.Appendf(nil, `{
-		"assignment": "1g.10gb", "mode": "native", "time": "2026-01-01T00:00:00Z", "who": "alice", "gpus": [{"index": 0, "uuid": %q, "pci_address": %q,
-		"mig": {"uuid": "MIG-before", "gpu_instance": 9, "compute_instance": 0, "profile": "1g.10gb"}}]}`, parent.UUID, parent.PCIAddress), 0o600))
-	n.must(os.WriteFile(n.confPath(), []byte(bare+"dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia-caps/nvidia-cap84,mode=0666\n"), 0o640))
-	n.reboot(nil)
-	got := n.run()
-	for _, want := range []string{
-		`level=INFO msg="MIG switched on" gpu=0000:01:00.0`,
-		`level=INFO msg="MIG device made" gpu=0000:01:00.0 profile=1g.10gb gpu_instance=7 was=9`,
+	for _, tt := range []struct {
+		mode         passthrough.Mode
+		before, want string
+	}{
+		{passthrough.ModeNative,
+			bare + "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia-caps/nvidia-cap84,mode=0666\ndev2: /dev/nvidia-caps/nvidia-cap85,mode=0666\n" + devN(3),
+			bare + "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia-caps/nvidia-cap66,mode=0666\ndev2: /dev/nvidia-caps/nvidia-cap67,mode=0666\n" + devN(3)},
+		{passthrough.ModeRaw,
+			bare + rules("195:0", "501:84", "501:85", "195:255", "511:0", "511:1") +
+				mounts("nvidia0", "nvidia-caps/nvidia-cap84", "nvidia-caps/nvidia-cap85", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"),
+			bare + rules("195:0", "508:66", "508:67", "195:255") +
+				mounts("nvidia0", "nvidia-caps/nvidia-cap66", "nvidia-caps/nvidia-cap67", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools") +
+				rules("509:0", "509:1")},
 	} {
-		if !slices.Contains(got, want) {
-			t.Errorf("log %q, want %q in it", got, want)
+		t.Run(tt.mode.String(), func(t *testing.T) {
+			n := newNode(t, "mig")
+			inv, err := n.guard.Containers.GPUs.Scan(t.Context())
+			n.must(err)
+			device := inv.GPUs[0].MIG[1] // 9/0, 1g.10gb
+			n.apply(container.SetPassthrough{GPUs: []container.Selector{{UUID: device.UUID}}, Mode: tt.mode, Assignment: "1g.10gb"},
+				gpu.Want{GPUs: []gpu.Ref{{Minor: 0, MIG: &device.Instance}}})
+			if diff := cmp.Diff(tt.before, sorted(n.conf())); diff != "" {
+				t.Fatalf("before the boot (-want +got):\n%s", diff)
+			}
+			n.reboot(nil)
+			got := n.run()
+			inv, err = n.guard.Containers.GPUs.Scan(t.Context())
+			n.must(err)
+			made := inv.GPUs[0].MIG[0]
+			parent := inv.GPUs[0].UUID
+			want := []string{
+				`level=INFO msg="device nodes made" paths="[/dev/nvidia-uvm /dev/nvidia-uvm-tools /dev/nvidia0 /dev/nvidiactl]"`,
+				`level=INFO msg="MIG switched on" gpu=0000:01:00.0`,
+				`level=INFO msg="MIG device made" gpu=0000:01:00.0 profile=1g.10gb gpu_instance=7 was=9`,
+				`level=INFO msg="conf repaired" ctid=99901 revision=2`,
+				fmt.Sprintf(`level=INFO msg="MIG device is another one now" ctid=99901 was="%s, MIG device 9/0 of %s (0000:01:00.0)" is="%s, MIG device 7/0 of %[2]s (0000:01:00.0)"`,
+					device.UUID, parent, made.UUID),
+				`level=INFO msg="boot guarded" containers=1 left_undone=0`,
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("log (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.want, sorted(n.conf())); diff != "" {
+				t.Errorf("conf (-want +got):\n%s", diff)
+			}
+			mig := container.AppliedMIG{UUID: made.UUID, GPUInstance: 7, Profile: "1g.10gb"}
+			if got := *n.record().GPUs[0].MIG; got != mig || made.UUID == device.UUID {
+				t.Errorf("recorded %+v, want %+v, and another UUID than %s", got, mig, device.UUID)
+			}
+			for _, d := range made.Nodes {
+				if d.State != gpu.OK {
+					t.Errorf("%s is %v", d.Path, d.State)
+				}
+			}
+			n.newGuard()
+			if diff := cmp.Diff(want[5:], n.run()); diff != "" {
+				t.Errorf("log of the second run (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// devN are the entries of what every use of a GPU needs, from this number on.
+func devN(first int) string {
+	var b strings.Builder
+	for i, name := range []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"} {
+		fmt.Fprintf(&b, "dev%d: /dev/%s,mode=0666\n", first+i, name)
+	}
+	return b.String()
+}
+
+func rules(numbers ...string) string {
+	var b strings.Builder
+	for _, n := range numbers {
+		fmt.Fprintf(&b, "lxc.cgroup2.devices.allow: c %s rwm\n", n)
+	}
+	return b.String()
+}
+
+func mounts(names ...string) string {
+	var b strings.Builder
+	for _, n := range names {
+		fmt.Fprintf(&b, "lxc.mount.entry: /dev/%[1]s dev/%[1]s none bind,optional,create=file\n", n)
+	}
+	return b.String()
+}
+
+// sorted is a conf with its devN at the end.
+func sorted(conf string) string {
+	var devices, others string
+	for line := range strings.Lines(conf) {
+		if strings.HasPrefix(line, "dev") {
+			devices += line
+		} else {
+			others += line
 		}
 	}
-	inv, err = n.guard.Containers.GPUs.Scan(t.Context())
-	n.must(err)
-	for _, d := range inv.GPUs[0].MIG[0].Nodes {
-		if d.State != gpu.OK {
-			t.Errorf("%s is %v", d.Path, d.State)
-		}
-	}
+	return others + devices
 }
 
 func TestWhatCannotBeDone(t *testing.T) {

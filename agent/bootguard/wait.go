@@ -25,9 +25,9 @@ func waits(err error) bool {
 	return false
 }
 
-// await calls fn until its error is not one that goes away by waiting, at most for patience.
-func await[T any](ctx context.Context, patience time.Duration, fn func() (T, error)) (T, error) {
-	timeout := time.NewTimer(cmp.Or(patience, 2*time.Minute))
+// await calls fn, and calls it again until its error is not one that goes away by waiting, or the deadline is over.
+func await[T any](ctx context.Context, deadline time.Time, fn func() (T, error)) (T, error) {
+	timeout := time.NewTimer(time.Until(deadline))
 	defer timeout.Stop()
 	retry := time.NewTicker(250 * time.Millisecond)
 	defer retry.Stop()

@@ -59,4 +59,13 @@ func TestFailure10_AfterAReboot(t *testing.T) {
 	if got := n.Conf(903); got != edited {
 		t.Errorf("the conf that somebody had changed:\n%s\nwant it as it was:\n%s", got, edited)
 	}
+
+	// The agent finds the boot guarded, and guards it from now on.
+	n.StartAgent()
+	if _, stderr, code := n.Run(w.Program("phoenix-agent"), "boot-guard", "--config", "/etc/phoenix/agent.yaml"); code != 0 || !strings.Contains(stderr, "an agent runs") {
+		t.Errorf("boot-guard beside an agent: exit status %d, %q", code, stderr)
+	}
+	if got := n.Conf(901); got != wantRaw {
+		t.Errorf("conf of CTID 901 with the agent:\n%s\nwant:\n%s", got, wantRaw)
+	}
 }
