@@ -29,6 +29,7 @@ var (
 	ErrAttach      = errors.New("cannot enter the container")
 	ErrNoUser      = errors.New("the container has no such user")
 	ErrNoDirectory = errors.New("cannot change to the directory in the container")
+	ErrRestarted   = errors.New("the container was started anew before the command could begin")
 )
 
 // Causes with which a command's own limits end it.
@@ -58,6 +59,10 @@ type Command struct {
 	// directory, which the user must be allowed to enter; empty is /. Both need /proc to be mounted in the container.
 	User, Dir string
 
+	// Init is the process that must be the container's init when the command begins, in its PID namespace; the zero value
+	// is any. Like User it needs /proc in the container.
+	Init Init
+
 	// With TTY the command has a terminal of Columns by Rows (0: 80 by 24), which takes Stdin and
 	// gives Stdout; Stderr is not used.
 	TTY           bool
@@ -74,7 +79,13 @@ type Command struct {
 
 	Timeout time.Duration // after which the command is ended; 0: none
 	Idle    time.Duration // without a byte in either direction, after which the command is ended; 0: none
-	Files   []*os.File    // descriptors 3 and up of the command, which then has neither User nor Dir
+	Files   []*os.File    // descriptors 3 and up of the command, which then has no User, Dir and Init
+}
+
+// An Init is a process, told apart from all that have had its number or will have it.
+type Init struct {
+	PID        int
+	StartTicks uint64 // since boot, as in /proc/<pid>/stat
 }
 
 // Exit is how a command ended.
@@ -99,6 +110,7 @@ type Process struct {
 	log    *os.File // what lxc-attach logged
 	tty    *os.File // our side of the terminal; nil without
 	report *os.File // what the launcher says; nil without
+	pids   *os.File // PID namespace of Command.Init: as long as it is open, no other has its number
 	cancel context.CancelCauseFunc
 
 	session uint32 // audit session of the command's processes; 0: none
@@ -131,9 +143,9 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 		waited: make(chan struct{}),
 	}
 	var report *os.File
-	if c.User != "" || c.Dir != "" {
+	if c.User != "" || c.Dir != "" || c.Init != (Init{}) {
 		if report, err = p.launch(a, &c); err != nil {
-			log.Close()
+			p.closeLogs()
 			return nil, fmt.Errorf("run a command in CTID %d: %w", c.CTID, err)
 		}
 		defer report.Close()
@@ -176,8 +188,10 @@ func (a Attacher) Start(ctx context.Context, c Command) (*Process, error) {
 
 func (p *Process) closeLogs() {
 	p.log.Close()
-	if p.report != nil {
-		p.report.Close()
+	for _, f := range []*os.File{p.report, p.pids} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
@@ -202,8 +216,8 @@ func (c Command) check() error {
 	if c.Dir != "" && (c.Dir[0] != '/' || strings.ContainsRune(c.Dir, 0)) {
 		return fmt.Errorf("directory %.80q: not an absolute path", c.Dir)
 	}
-	if len(c.Files) > 0 && (c.User != "" || c.Dir != "") {
-		return errors.New("descriptors together with a user or directory")
+	if len(c.Files) > 0 && (c.User != "" || c.Dir != "" || c.Init != (Init{})) {
+		return errors.New("descriptors together with a user, directory or init")
 	}
 	if c.TTY && (c.Columns < 0 || c.Columns > 4096 || c.Rows < 0 || c.Rows > 4096) {
 		return fmt.Errorf("terminal of %d by %d: not 1 to 4096", c.Columns, c.Rows)
@@ -315,6 +329,8 @@ func (p *Process) started() (notStarted bool, err error) {
 		return false, fmt.Errorf("%w: %s", ErrNoUser, said)
 	case reportDirectory:
 		return false, fmt.Errorf("%w: %s", ErrNoDirectory, said)
+	case reportRestarted:
+		return false, ErrRestarted
 	case reportFailed:
 		return false, fmt.Errorf("%w as that user: %s", ErrAttach, said)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 // Argument is the first argument with which the agent's binary is the launcher of a command for another user or
-// directory; see [Main].
+// directory, or for one start of a container; see [Main].
 const Argument = "exec-helper"
 
 // The launcher's descriptors, as Command.Files gives them: the program itself, and the pipe for its report.
@@ -33,6 +34,7 @@ const (
 	reportDirectory = "directory"
 	reportExec      = "exec"
 	reportFailed    = "failed"
+	reportRestarted = "restarted"
 )
 
 // maxReport bounds what is read of a report: the container's root could write to the pipe in the launcher's place.
@@ -44,6 +46,15 @@ func (p *Process) launch(a Attacher, c *Command) (theirs *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
+	namespace := ""
+	if c.Init != (Init{}) {
+		if p.pids, err = c.Init.namespace(); err != nil {
+			return nil, err
+		}
+		if namespace, err = numbers(p.pids); err != nil {
+			return nil, err
+		}
+	}
 	p.report, theirs, err = os.Pipe()
 	if err != nil {
 		return nil, err
@@ -53,9 +64,53 @@ func (p *Process) launch(a Attacher, c *Command) (theirs *os.File, err error) {
 		name, _, _ := strings.Cut(v, "=")
 		given = append(given, name)
 	}
-	c.Argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", programFD), Argument, c.User, c.Dir, strings.Join(given, ",")}, c.Argv...)
+	c.Argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", programFD), Argument, c.User, c.Dir, strings.Join(given, ","), namespace}, c.Argv...)
 	c.Files = []*os.File{program, theirs}
 	return theirs, nil
+}
+
+// namespace opens the PID namespace of the process. The error is an [ErrRestarted] if it is no more.
+func (i Init) namespace() (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", i.PID))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, ErrRestarted
+	}
+	if err != nil {
+		return nil, err
+	}
+	// After the open: so it was that of this very process, which lives.
+	if q, ok := readProcess(i.PID); !ok || q.dead || q.start != strconv.FormatUint(i.StartTicks, 10) {
+		f.Close()
+		return nil, ErrRestarted
+	}
+	return f, nil
+}
+
+// numbers returns the numbers by which the kernel names a namespace as long as it lives, or somebody has it open.
+func numbers(namespace *os.File) (string, error) {
+	info, err := namespace.Stat()
+	if err != nil {
+		return "", err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", errors.New("no numbers of a namespace")
+	}
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
+}
+
+// checkNamespace returns an error if this process is in another PID namespace.
+func checkNamespace(want string) error {
+	f, err := os.Open("/proc/self/ns/pid")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got, err := numbers(f)
+	if err == nil && got != want {
+		err = fmt.Errorf("in PID namespace %s instead of %s", got, want)
+	}
+	return err
 }
 
 // launched says what became of a command that the launcher was to start. It is called when lxc-attach has ended: by then
@@ -82,7 +137,8 @@ func (p *Process) launched() (kind, text string) {
 }
 
 // Main is the launcher. The agent's main calls it, before anything else, when its first argument is [Argument]; args are
-// those after it: the user, the directory, the names of the variables that the caller gave, and the command. It runs as
+// those after it: the user, the directory, the names of the variables that the caller gave, the numbers of the PID
+// namespace, and the command. It runs as
 // root of a container and becomes the command; the status that it returns otherwise is for the agent, which has the
 // report too.
 func Main(args []string) int {
@@ -91,8 +147,8 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "prctl:", err)
 		return 1
 	}
-	if len(args) < 4 {
-		fmt.Fprintln(os.Stderr, "usage:", Argument, "USER DIRECTORY VARIABLES COMMAND...")
+	if len(args) < 5 {
+		fmt.Fprintln(os.Stderr, "usage:", Argument, "USER DIRECTORY VARIABLES NAMESPACE COMMAND...")
 		return 2
 	}
 	unix.CloseOnExec(programFD)
@@ -105,7 +161,13 @@ func Main(args []string) int {
 		}
 		fmt.Fprintf(report, "%s %.1000s\n", kind, text)
 	}
-	userName, dir, given, argv := args[0], args[1], strings.Split(args[2], ","), args[3:]
+	userName, dir, given, argv := args[0], args[1], strings.Split(args[2], ","), args[4:]
+	if args[3] != "" {
+		if err := checkNamespace(args[3]); err != nil {
+			say(reportRestarted, err)
+			return 1
+		}
+	}
 	if userName != "" {
 		u, err := findUser(userName, readSmall)
 		if err != nil {

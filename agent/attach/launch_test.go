@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -102,6 +103,81 @@ func TestUser(t *testing.T) {
 			})
 		}
 	})
+}
+
+// Nothing runs in a container that was started anew since its caller looked at it: at the last moment, inside, it is seen.
+func TestInit(t *testing.T) {
+	a := attach.Attacher{Helper: &attach.Helper{Path: newHelper(t)}}
+	both(t, func(t *testing.T, c *lxctest.Container) {
+		pid := c.InitPID(t)
+		init := attach.Init{PID: pid, StartTicks: startTicks(t, pid)}
+		command := attach.Command{CTID: c.CTID, Init: init, Argv: []string{"sh", "-c", "echo run; touch /run/here"}}
+		exit, stdout, _, err := runBy(t, a, command)
+		if want := (attach.Exit{OutputComplete: true}); err != nil || !reflect.DeepEqual(exit, want) || stdout != "run\n" {
+			t.Fatalf("in the container that is meant: %+v, %v, %q", exit, err, stdout)
+		}
+		here := filepath.Join(c.Rootfs, "run/here")
+		if err := os.Remove(here); err != nil {
+			t.Fatal(err)
+		}
+		t.Run("restarted between look-up and start", func(t *testing.T) {
+			for name, other := range map[string]attach.Init{
+				"same PID, other start":   {PID: pid, StartTicks: init.StartTicks + 1},
+				"a process that has gone": {PID: 1 << 22, StartTicks: init.StartTicks},
+			} {
+				command.Init = other
+				if _, err := a.Start(t.Context(), command); !errors.Is(err, attach.ErrRestarted) {
+					t.Errorf("%s: %v, want an ErrRestarted", name, err)
+				}
+			}
+		})
+		// lxc-attach is held up while the container is started anew.
+		gate, open := filepath.Join(t.TempDir(), "lxc-attach"), filepath.Join(t.TempDir(), "open")
+		script := fmt.Sprintf("#!/bin/sh\nuntil [ -e %s ]; do sleep 0.01; done\nexec lxc-attach \"$@\"\n", open)
+		if err := os.WriteFile(gate, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		held := a
+		held.Path = gate
+		command.Init = init
+		var begun []*attach.Process
+		for _, command.User = range []string{"", "root"} {
+			p, err := held.Start(t.Context(), command)
+			if err != nil {
+				t.Fatal(err)
+			}
+			begun = append(begun, p)
+		}
+		c.Stop(t)
+		c.Start(t)
+		if err := os.WriteFile(open, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range begun {
+			_, err := p.Wait()
+			want := fmt.Sprintf("attach to CTID %d: the container was started anew before the command could begin", c.CTID)
+			if !errors.Is(err, attach.ErrRestarted) || err.Error() != want {
+				t.Errorf("restarted between start and attach: %v, want %s", err, want)
+			}
+		}
+		if _, err := os.Lstat(here); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the command ran in the other container: %v", err)
+		}
+	})
+}
+
+func startTicks(t *testing.T, pid int) uint64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, fields, _ := strings.Cut(string(b), ") ")
+	n, err := strconv.ParseUint(strings.Fields(fields)[19], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // What a user has beyond its numbers: a terminal, and nothing that was the agent's.

@@ -53,10 +53,13 @@ type Runtime interface {
 
 // Running is how a container runs at one moment. Everything but State is zero if it does not run.
 type Running struct {
-	State     lxcmon.State
-	InitPID   int
-	Instance  string // identity of this start; never comes back
-	StartTime time.Time
+	State    lxcmon.State
+	InitPID  int
+	Instance string // identity of this start; never comes back
+	// StartTicks is when the init was started, since boot, as /proc tells it: with InitPID the identity of a process. 0 for
+	// one that is not of this machine.
+	StartTicks uint64
+	StartTime  time.Time
 	// UserNS says that the container's root is not the host's.
 	UserNS bool
 	// Rules are the device rules that the container was started with, in LXC's order.

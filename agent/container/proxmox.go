@@ -95,7 +95,7 @@ func (p *Proxmox) Observe(_ context.Context, ctid int32, paths []string) (Runnin
 	if err != nil {
 		return Running{}, err
 	}
-	r.InitPID = pid
+	r.InitPID, r.StartTicks = pid, uint64(before)
 	r.Instance = fmt.Sprintf("%s:%d:%d", boot.id, pid, before)
 	r.StartTime = boot.time.Add(time.Duration(before) * time.Second / userHZ)
 	return r, nil

@@ -120,7 +120,7 @@ func TestProxmoxObserve(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := container.Running{
-		State: lxcmon.Running, InitPID: 901, Instance: "b007:901:4711", StartTime: time.Unix(1700000047, 110_000_000), UserNS: true,
+		State: lxcmon.Running, InitPID: 901, StartTicks: 4711, Instance: "b007:901:4711", StartTime: time.Unix(1700000047, 110_000_000), UserNS: true,
 		Found: map[string]container.File{
 			"/dev/nvidia0": {Kind: container.Other}, "/dev/nvidia1": {Kind: container.Other}, "/dev/nvidia2": {Kind: container.Absent},
 		},

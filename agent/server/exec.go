@@ -86,6 +86,9 @@ func (s *execServer) Exec(stream agentv1.ExecService_ExecServer) error {
 	if start.GetInstance() != "" && start.GetInstance() != running.Instance {
 		return &container.InstanceError{CTID: start.GetCtid(), Got: running.Instance}
 	}
+	if start.GetInstance() != "" && running.StartTicks != 0 {
+		command.Init = attach.Init{PID: running.InitPID, StartTicks: running.StartTicks}
+	}
 	return s.run(ctx, stream, start, command, running.Instance)
 }
 
@@ -134,7 +137,7 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	}
 	process, err := s.node.Attacher.Start(ctx, command)
 	if err != nil {
-		return &ctidError{start.GetCtid(), err}
+		return s.notRun(ctx, start, err)
 	}
 	// The receiver ends when the caller half-closes, breaks the protocol or goes away, all of which end with this
 	// handler at the latest: Recv returns once the handler has.
@@ -164,7 +167,7 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 		default:
 		}
 		if err != nil {
-			ended <- &ctidError{start.GetCtid(), err}
+			ended <- s.notRun(stream.Context(), start, err)
 			return
 		}
 		if err := s.sameInstance(stream.Context(), start); err != nil {
@@ -182,8 +185,18 @@ func (s *execServer) run(ctx context.Context, stream agentv1.ExecService_ExecSer
 	}
 }
 
-// sameInstance makes sure that a command ran in the instance that its caller named, if it named one: lxc-attach finds
-// the container by its number, so that only a look before and one after it tell.
+// notRun says why a command did not run.
+func (s *execServer) notRun(ctx context.Context, start *typev1.ExecStart, err error) error {
+	if errors.Is(err, attach.ErrRestarted) {
+		if other := s.sameInstance(ctx, start); other != nil {
+			return other
+		}
+	}
+	return &ctidError{start.GetCtid(), err}
+}
+
+// sameInstance makes sure that the instance that the caller named, if it named one, is still there: a command that ended
+// because its container did has no answer.
 func (s *execServer) sameInstance(ctx context.Context, start *typev1.ExecStart) error {
 	if start.GetInstance() == "" {
 		return nil
