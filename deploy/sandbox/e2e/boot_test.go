@@ -69,3 +69,40 @@ func TestFailure10_AfterAReboot(t *testing.T) {
 		t.Errorf("conf of CTID 901 with the agent:\n%s\nwant:\n%s", got, wantRaw)
 	}
 }
+
+// A boot forgets how a card was divided. Two containers have a MIG device each; each has one of its own again, whatever
+// number the driver gave it, before anyone logs in.
+func TestMIGAfterAReboot(t *testing.T) {
+	w := newNodes(t, sandboxtest.Options{Shapes: []string{"mig"}})
+	n := w.nodes[0]
+	for _, ctid := range []int32{901, 902} {
+		n.Add(ctid, fmt.Sprintf("arch: amd64\nhostname: ct%[1]d\nmemory: 512\nonboot: 1\nostype: debian\nrootfs: local:subvol-%[1]d-disk-0,size=1G\n", ctid))
+	}
+	w.setFleet(`
+		"901": {"ctid": 901, "gpu_assignment": "0:1", "passthrough_mode": "raw"},
+		"902": {"ctid": 902, "gpu_assignment": "0:2", "passthrough_mode": "native"}`)
+	w.cli(append(w.local(), "apply")...)
+	check := func(when, reached, refused string, ctid int32) {
+		t.Helper()
+		for path := range strings.FieldsSeq("/dev/nvidia0 " + reached) {
+			if got := n.Open(ctid, path); got != "ENXIO" { // it may, and there is no driver
+				t.Errorf("%s: CTID %d opens %s: %s, want ENXIO", when, ctid, path, got)
+			}
+		}
+		for path := range strings.FieldsSeq("/dev/nvidia1 " + refused) {
+			if got := n.Open(ctid, path); got != "ENOENT" {
+				t.Errorf("%s: CTID %d opens %s: %s, want ENOENT", when, ctid, path, got)
+			}
+		}
+	}
+	const caps = "/dev/nvidia-caps/nvidia-cap"
+	for _, ctid := range []int32{901, 902} {
+		n.Must("pct", "start", fmt.Sprint(ctid))
+	}
+	check("before the boot", caps+"84 "+caps+"85", caps+"93 "+caps+"94", 901)
+	check("before the boot", caps+"93 "+caps+"94", caps+"84 "+caps+"85", 902)
+
+	n.Reboot(sandbox.RebootOptions{LoseUVM: true, NoAgent: true})
+	check("after the boot", caps+"66 "+caps+"67", caps+"75 "+caps+"76", 901)
+	check("after the boot", caps+"75 "+caps+"76", caps+"66 "+caps+"67", 902)
+}
