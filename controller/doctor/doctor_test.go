@@ -114,7 +114,7 @@ func instance(f *doctor.Facts) {
 	mig := &doctor.Instance{GI: 2}
 	f.Wish.GPUs[0] = doctor.Want{Text: "MIG device 1:0", Index: 1, MIG: mig}
 	f.Node.GPUs[1].MIG = true
-	f.Node.GPUs[1].Devices = []doctor.MIGDevice{{Instance: *mig, UUID: "MIG-a", Profile: "1g.10gb"}}
+	f.Node.GPUs[1].Devices = []doctor.MIGDevice{{Instance: *mig, UUID: "MIG-a"}}
 	f.Container.Configured.GPUs[0].MIG = mig
 }
 

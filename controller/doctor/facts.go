@@ -41,13 +41,13 @@ type Wish struct {
 
 // A Want is one GPU, or MIG device, that is assigned. It is named by the first of MIGUUID, UUID, PCI and Index that is set.
 type Want struct {
-	Text    string    // as people call it: "GPU 1"
-	MIGUUID string    // or its beginning
-	UUID    string    // or its beginning
-	PCI     string    //
-	Index   int       // as nvidia-smi counts; -1: not named by it
-	MIG     *Instance // nil: the whole GPU; -1/-1 if the node has no such MIG device
-	Was     *AppliedGPU
+	Text    string // as people call it: "GPU 1"
+	MIGUUID string // or its beginning
+	UUID    string // or its beginning
+	PCI     string
+	Index   int         // as nvidia-smi counts; -1: not named by it
+	MIG     *Instance   // nil: the whole GPU; -1/-1 if the node has no such MIG device
+	Was     *AppliedGPU // what it was when it was last applied; nil if that is not known
 }
 
 // An AppliedGPU is the card that was meant when the assignment was last applied.
@@ -85,14 +85,13 @@ type GPU struct {
 	MIG      bool         // it is divided
 	Devices  []MIGDevice
 	Health   Fitness
-	CTIDs    []int32 // whose confs give it whole
 }
 
 // A MIGDevice is one compute instance of a card.
 type MIGDevice struct {
 	Instance
-	UUID, Profile string
-	Nodes         []DeviceNode
+	UUID  string
+	Nodes []DeviceNode
 }
 
 // A Fitness is what the kernel's log has told about a card.
@@ -108,7 +107,6 @@ type XID struct {
 	Class   string // "reset", "reboot", ...
 	Message string
 	Advice  string
-	CTID    int32 // of the process that it hit; 0 if unknown
 }
 
 // A DeviceNode is a file in the node's /dev.

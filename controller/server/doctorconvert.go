@@ -26,7 +26,7 @@ func doctorNode(name string, n *typev1.Node, d *typev1.NodeDevices) *doctor.Node
 func doctorGPU(g *typev1.Gpu) doctor.GPU {
 	out := doctor.GPU{
 		Index: int(g.GetIndex()), UUID: g.GetUuid(), PCI: g.GetPciAddress(), Minor: -1, Driver: doctorWord(g.GetDriver().String(), "GPU_DRIVER_"),
-		Nodes: convert(g.GetDeviceNodes(), doctorDeviceNode), Graphics: convert(g.GetGraphicsNodes(), doctorDeviceNode), MIG: g.GetMigEnabled(), CTIDs: g.GetCtids(),
+		Nodes: convert(g.GetDeviceNodes(), doctorDeviceNode), Graphics: convert(g.GetGraphicsNodes(), doctorDeviceNode), MIG: g.GetMigEnabled(),
 	}
 	if out.Driver == "vfio pci" {
 		out.Driver = "vfio-pci"
@@ -37,7 +37,7 @@ func doctorGPU(g *typev1.Gpu) doctor.GPU {
 	for _, m := range g.GetMigDevices() {
 		out.Devices = append(out.Devices, doctor.MIGDevice{
 			Instance: doctor.Instance{GI: int(m.GetGpuInstanceId()), CI: int(m.GetComputeInstanceId())},
-			UUID:     m.GetUuid(), Profile: m.GetProfile(), Nodes: convert(m.GetDeviceNodes(), doctorDeviceNode),
+			UUID:     m.GetUuid(), Nodes: convert(m.GetDeviceNodes(), doctorDeviceNode),
 		})
 	}
 	h := g.GetHealth()
@@ -48,7 +48,6 @@ func doctorGPU(g *typev1.Gpu) doctor.GPU {
 	for _, e := range errs {
 		out.Health.Errors = append(out.Health.Errors, doctor.XID{
 			Number: int(e.GetXid()), Class: doctorWord(e.GetClass().String(), "GPU_ERROR_CLASS_"), Message: e.GetMessage(), Advice: e.GetAdvice(),
-			CTID: e.GetCtid(),
 		})
 	}
 	return out
