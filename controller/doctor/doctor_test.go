@@ -163,6 +163,8 @@ var faults = []struct {
 		doctor.BoundOther, doctor.Driver, doctor.Fatal, "0000:41:00.0/driver is not nvidia", "drivers/nvidia/bind"},
 	{"no driver has its card", func(f *doctor.Facts) { f.Node.GPUs[1].Driver, f.Node.GPUs[1].Index = "none", -1 },
 		doctor.Unbound, doctor.Driver, doctor.Fatal, "0000:41:00.0/driver does not exist", "drivers/nvidia/bind"},
+	{"the driver leaves it out", func(f *doctor.Facts) { f.Node.GPUs[1].Index = -1 },
+		doctor.Excluded, doctor.Driver, doctor.Fatal, "GPU Excluded: Yes", "NVreg_ExcludedGpus"},
 	{"the module is not loaded", func(f *doctor.Facts) {
 		f.Node.Loaded = ""
 		for i := range f.Node.GPUs {

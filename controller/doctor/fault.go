@@ -19,6 +19,7 @@ const (
 	BoundNouveau    Fault = "bound_nouveau"
 	BoundOther      Fault = "bound_other"
 	Unbound         Fault = "unbound"
+	Excluded        Fault = "excluded"
 	ModuleNotLoaded Fault = "module_not_loaded"
 	UpgradePending  Fault = "upgrade_pending"
 	HostLibraries   Fault = "host_libraries"

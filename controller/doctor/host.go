@@ -107,6 +107,10 @@ func (e *examination) binding(t target, g GPU) {
 	lost := fmt.Sprintf("%s cannot be given: the card %s", t.want.Text, g.PCI)
 	switch g.Driver {
 	case "nvidia":
+		if g.Index < 0 {
+			e.broken(Excluded, fmt.Sprintf("/proc/driver/nvidia/gpus/%s/information says GPU Excluded: Yes", g.PCI),
+				e.on("take the card out of NVreg_ExcludedGpus in /etc/modprobe.d, then reboot"), "%s is excluded from use by a parameter of the driver", lost)
+		}
 	case "vfio-pci":
 		e.broken(BoundVFIO, proof+" is vfio-pci", e.on("stop the VM that has it (grep hostpci /etc/pve/qemu-server/*.conf), then: %s", rebind(g.PCI)),
 			"%s is bound to vfio-pci, for a virtual machine", lost)

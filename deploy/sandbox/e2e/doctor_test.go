@@ -300,6 +300,8 @@ func TestDoctorLater(t *testing.T) {
 	w.names(t, 901, "gpu_moved")
 	n.Change(func(h *nvidia.Host) { h.GPUs[0].UUID, h.GPUs[0].Fault = uuid, nvidia.Removed })
 	w.names(t, 901, "card_gone")
+	n.Change(func(h *nvidia.Host) { h.GPUs[0].Fault = nvidia.Excluded })
+	w.names(t, 901, "excluded")
 	n.Change(func(h *nvidia.Host) { h.GPUs[0].Fault = nvidia.Healthy })
 	w.names(t, 901, "")
 
