@@ -17,8 +17,8 @@ const (
 	imexDir    = "nvidia-caps-imex-channels"
 )
 
-// maxCapability is the greatest minor number that the kernel allows.
-const maxCapability = 1<<20 - 1
+// maxMinor is the greatest minor number that the kernel allows.
+const maxMinor = 1<<20 - 1
 
 // A capability is an access right of the driver, which a device node stands for.
 type capability struct {
@@ -39,7 +39,7 @@ func parseCapability(b []byte) (capability, bool) {
 		}
 		switch strings.TrimSpace(key) {
 		case "DeviceFileMinor":
-			if n <= maxCapability {
+			if n <= maxMinor {
 				c.minor = int(n)
 			}
 		case "DeviceFileMode":
@@ -58,12 +58,6 @@ func (s *Scanner) capability(path ...string) (capability, bool) {
 		return capability{}, false
 	}
 	return parseCapability(b)
-}
-
-// fabricFiles are the rights to manage an NVLink fabric. The driver that drives switches has one of its own.
-var fabricFiles = []string{
-	"driver/nvidia/capabilities/fabric-imex-mgmt",
-	"driver/nvidia-nvlink/capabilities/fabric-mgmt",
 }
 
 var (
@@ -116,10 +110,13 @@ func (s *Scanner) numbered(dir string, pattern *regexp.Regexp) map[int]string {
 	return found
 }
 
-// managementFiles are the rights to divide GPUs by MIG, and to see what others do with them.
+// managementFiles are the rights to divide GPUs by MIG and to see what others do with them, and to manage an NVLink fabric.
+// fabric-imex-mgmt is there on every node with a driver, so it does not tell of a fabric either.
 var managementFiles = []string{
 	"driver/nvidia/capabilities/mig/config",
 	"driver/nvidia/capabilities/mig/monitor",
+	"driver/nvidia/capabilities/fabric-imex-mgmt",
+	"driver/nvidia-nvlink/capabilities/fabric-mgmt",
 }
 
 // addMIG adds the MIG devices of the GPUs and their capability nodes. Whether a GPU that is not divided could be, /proc
@@ -150,38 +147,35 @@ func (s *Scanner) addMIG(inv *Inventory) {
 
 var channelPattern = regexp.MustCompile(`^channel(0|[1-9][0-9]{0,6})$`)
 
-// addFabric adds the nodes of an NVLink fabric. Of the many IMEX channels those that somebody made count, or else the
-// first, which NVIDIA's own tools make when they are asked for one.
+// addFabric adds the IMEX channels. Of the many there can be those that somebody made count, or else the first, which
+// NVIDIA's own tools make when they are asked for one.
 func (s *Scanner) addFabric(inv *Inventory) {
-	for _, path := range fabricFiles {
-		if c, ok := s.capability(path); ok {
-			inv.Fabric = append(inv.Fabric, s.node(c.name(), majorOf(inv, capsDriver), c.minor))
-		}
+	major := inv.Majors[imexDriver]
+	if major <= 0 {
+		return
 	}
-	if major := inv.Majors[imexDriver]; major > 0 {
-		names, err := list(filepath.Join(s.dev(), imexDir))
-		if err != nil {
-			names = nil
-		}
-		channels := map[int]bool{}
-		for _, name := range names {
-			if m := channelPattern.FindStringSubmatch(name); m != nil {
-				n, _ := strconv.Atoi(m[1]) // at most seven digits
+	names, err := list(filepath.Join(s.dev(), imexDir))
+	if err != nil {
+		names = nil
+	}
+	channels := map[int]bool{}
+	for _, name := range names {
+		if m := channelPattern.FindStringSubmatch(name); m != nil {
+			if n, _ := strconv.Atoi(m[1]); n <= maxMinor { // at most seven digits
 				channels[n] = true
 			}
 		}
-		if len(channels) == 0 {
-			channels[0] = true
-		}
-		for n := range channels {
-			inv.Fabric = append(inv.Fabric, s.node(imexDir+"/channel"+strconv.Itoa(n), major, n))
-		}
+	}
+	if len(channels) == 0 {
+		channels[0] = true
+	}
+	for n := range channels {
+		inv.Fabric = append(inv.Fabric, s.node(imexDir+"/channel"+strconv.Itoa(n), major, n))
 	}
 	slices.SortFunc(inv.Fabric, func(a, b DeviceNode) int { return cmp.Compare(a.Path, b.Path) })
 }
 
-// capabilityRules returns how the capability nodes are to be made, by path. Channels are open to all, as NVIDIA's tools
-// make them.
+// capabilityRules returns how the capability nodes are to be made, by path.
 func (s *Scanner) capabilityRules(inv *Inventory) map[string]params {
 	rules := map[string]params{}
 	add := func(c capability) { rules["/dev/"+c.name()] = c.rules }
@@ -192,11 +186,6 @@ func (s *Scanner) capabilityRules(inv *Inventory) map[string]params {
 		for _, in := range s.instances(g.Minor) {
 			add(in.gpu)
 			add(in.compute)
-		}
-	}
-	for _, path := range fabricFiles {
-		if c, ok := s.capability(path); ok {
-			add(c)
 		}
 	}
 	return rules

@@ -61,19 +61,25 @@ func TestScanGraphics(t *testing.T) {
 	}
 }
 
+// The rights to manage a fabric are no part of it; the one for IMEX is there on every node with a driver.
 func TestScanFabric(t *testing.T) {
 	h := newGPUHost(t)
 	h.capability("nvidia/capabilities/fabric-imex-mgmt", 4323, 0o400)
 	h.capability("nvidia-nvlink/capabilities/fabric-mgmt", 4322, 0o400)
 	h.node("nvidia-caps-imex-channels/channel7", 235, 7)
 	h.file("dev/nvidia-caps-imex-channels/other", "")
-	want := []gpu.DeviceNode{
-		{Path: "/dev/nvidia-caps-imex-channels/channel7", Major: 235, Minor: 7, Mode: 0o666},
-		{Path: "/dev/nvidia-caps/nvidia-cap4322", Major: 234, Minor: 4322, State: gpu.Missing},
-		{Path: "/dev/nvidia-caps/nvidia-cap4323", Major: 234, Minor: 4323, State: gpu.Missing},
-	}
-	if diff := cmp.Diff(want, h.scan().Fabric); diff != "" {
+	h.file("dev/nvidia-caps-imex-channels/channel1048576", "") // one more than the kernel's greatest minor
+	inv := h.scan()
+	want := []gpu.DeviceNode{{Path: "/dev/nvidia-caps-imex-channels/channel7", Major: 235, Minor: 7, Mode: 0o666}}
+	if diff := cmp.Diff(want, inv.Fabric); diff != "" {
 		t.Errorf("fabric (-want +got):\n%s", diff)
+	}
+	want = []gpu.DeviceNode{
+		{Path: "/dev/nvidia-caps/nvidia-cap4323", Major: 234, Minor: 4323, State: gpu.Missing},
+		{Path: "/dev/nvidia-caps/nvidia-cap4322", Major: 234, Minor: 4322, State: gpu.Missing},
+	}
+	if diff := cmp.Diff(want, inv.Management); diff != "" {
+		t.Errorf("management (-want +got):\n%s", diff)
 	}
 }
 
@@ -93,9 +99,9 @@ func TestPrepareMore(t *testing.T) {
 		{"two MIG devices of two GPU instances", gpu.Want{GPUs: []gpu.Ref{{Minor: 1, MIG: &gpu.Instance{GPU: 13}}, {Minor: 1, MIG: &gpu.Instance{GPU: 1}}}},
 			[]string{"/dev/nvidia-caps/nvidia-cap147", "/dev/nvidia-caps/nvidia-cap148", "/dev/nvidia-caps/nvidia-cap255", "/dev/nvidia-caps/nvidia-cap256"},
 			map[string]uint32{"nvidia-cap147": 0o444, "nvidia-cap148": 0o444, "nvidia-cap255": 0o444, "nvidia-cap256": 0o444}},
-		{"fabric", gpu.Want{GPUs: []gpu.Ref{{Minor: 0}}, Fabric: true},
-			[]string{"/dev/nvidia-caps-imex-channels/channel0", "/dev/nvidia-caps/nvidia-cap4323"},
-			map[string]uint32{"nvidia-cap4323": 0o400}},
+		{"fabric and a MIG device", gpu.Want{GPUs: []gpu.Ref{{Minor: 1, MIG: &gpu.Instance{GPU: 1, Compute: 2}}}, Fabric: true},
+			[]string{"/dev/nvidia-caps-imex-channels/channel0", "/dev/nvidia-caps/nvidia-cap147", "/dev/nvidia-caps/nvidia-cap150"},
+			map[string]uint32{"nvidia-cap147": 0o444, "nvidia-cap150": 0o444}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newGPUHost(t)
@@ -177,8 +183,9 @@ func TestPrepareMoreErrors(t *testing.T) {
 			h.file("sys/bus/pci/devices/0000:81:00.0/drm/card1/dev", "226:1\n")
 		}, gpu.Want{GPUs: []gpu.Ref{{Minor: 0}}, Graphics: true},
 			"device node /dev/dri/card1: it is missing; the kernel and udev make it when nvidia-drm is loaded"},
-		{"no fabric", func(h *host) {
-			h.file("proc/devices", "Character devices:\n195 nvidia\n511 nvidia-uvm\n")
+		{"no fabric, only the right to manage one", func(h *host) {
+			h.file("proc/devices", "Character devices:\n195 nvidia\n234 nvidia-caps\n511 nvidia-uvm\n")
+			h.capability("nvidia/capabilities/fabric-imex-mgmt", 4323, 0o400)
 		}, gpu.Want{GPUs: []gpu.Ref{{Minor: 0}}, Fabric: true}, "device node /dev/nvidia-caps-imex-channels: the driver knows of no fabric on this node"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -42,8 +42,8 @@ type Inventory struct {
 	Majors           map[string]int // of character devices by their driver's name in /proc/devices; "nvidia" also where it is called nvidia-frontend
 	GPUs             []GPU          // in the order of their PCI addresses
 	Shared           []DeviceNode   // nvidia-modeset, nvidia-uvm, nvidia-uvm-tools, nvidiactl; none without driver and GPUs
-	Fabric           []DeviceNode   // IMEX channels and the fabric's capability nodes, by path; none on a machine without one
-	Management       []DeviceNode   // capability nodes that let a process divide GPUs by MIG and watch others; never given
+	Fabric           []DeviceNode   // IMEX channels, by path; none where the driver has no major for them
+	Management       []DeviceNode   // capability nodes that let a process divide GPUs by MIG, watch others or manage a fabric; never given
 	Problems         []string       // one sentence each
 }
 

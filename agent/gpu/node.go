@@ -131,7 +131,7 @@ type Ref struct {
 type Want struct {
 	GPUs     []Ref
 	Graphics bool // nvidia-modeset and the DRM nodes of the cards
-	Fabric   bool // what an NVLink fabric needs
+	Fabric   bool // IMEX channels
 }
 
 // Prepare makes device nodes that are missing, stale or no devices: what containers need that are given these GPUs, with

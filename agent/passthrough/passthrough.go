@@ -71,9 +71,9 @@ type Use int
 const (
 	Compute    Use = iota // CUDA, and everything else
 	Graphics              // nvidia-modeset and the DRM nodes of NVIDIA's cards
-	Fabric                // NVLink between machines
+	Fabric                // NVLink between machines: IMEX channels
 	Instance              // access to an instance of MIG
-	Management            // of MIG; never given
+	Management            // of MIG or of a fabric; never given
 )
 
 // A Node is one device node that the node's NVIDIA driver has or should have.

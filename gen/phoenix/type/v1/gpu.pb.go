@@ -33,7 +33,7 @@ const (
 	GpuCapability_GPU_CAPABILITY_COMPUTE GpuCapability = 1
 	// Vulkan, EGL and the like: nvidia-modeset and the DRM nodes of the cards.
 	GpuCapability_GPU_CAPABILITY_GRAPHICS GpuCapability = 2
-	// Memory shared over NVLink between machines: the IMEX channels and the capability nodes of the fabric.
+	// Memory shared over NVLink between machines: the IMEX channels. The rights to manage a fabric are never given.
 	GpuCapability_GPU_CAPABILITY_FABRIC GpuCapability = 3
 )
 

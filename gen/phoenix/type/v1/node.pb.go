@@ -225,7 +225,7 @@ type NodeDevices struct {
 	SharedNodes []*DeviceNode `protobuf:"bytes,6,rep,name=shared_nodes,json=sharedNodes,proto3" json:"shared_nodes,omitempty"`
 	// Output only. What is wrong with the node's devices: one sentence each.
 	Problems []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
-	// Output only. The IMEX channels and capability nodes of an NVLink fabric, by path; none on a machine without one.
+	// Output only. The IMEX channels, by path; none where the driver has no major for them.
 	FabricNodes   []*DeviceNode `protobuf:"bytes,8,rep,name=fabric_nodes,json=fabricNodes,proto3" json:"fabric_nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
