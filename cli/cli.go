@@ -100,7 +100,7 @@ Exit status: 0 done, 1 failed, 2 misused. exec passes on the status of the comma
 		commands []*cobra.Command
 	}{
 		{everyDay, []*cobra.Command{p.validateCommand(), p.planCommand(), p.applyCommand(), p.statusCommand(), p.runsCommand()}},
-		{"The nodes:", []*cobra.Command{p.nodesCommand(), p.devicesCommand(), p.containersCommand(), p.healthCommand()}},
+		{"The nodes:", []*cobra.Command{p.nodesCommand(), p.gpusCommand(), p.devicesCommand(), p.containersCommand(), p.healthCommand()}},
 		{"One container:", []*cobra.Command{p.confCommand(), p.probeCommand(), p.doctorCommand(), p.restartCommand(), p.execCommand(), p.cpCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})

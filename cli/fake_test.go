@@ -52,6 +52,7 @@ type fake struct {
 	plain       bool                // nothing is wrong in the fleet
 	old         bool                // it does not know what is newer than the first release
 	conf        []byte              // of CTID 901 in place of the ordinary one
+	divided     bool                // GPU 0 of pve1 by MIG, with processes on its GPUs
 	events      func(send func(proto.Message) error) error
 	cancel      func() // on CancelRun
 	exec        func(controllerv1.ContainerService_ExecServer) error
@@ -184,7 +185,7 @@ func (f *fake) ListNodes(_ context.Context, r *controllerv1.ListNodesRequest) (*
 
 func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest) (*controllerv1.ListDevicesResponse, error) {
 	ok := typev1.DeviceNodeState_DEVICE_NODE_STATE_OK
-	return &controllerv1.ListDevicesResponse{Unreachable: f.unreachable, Nodes: []*typev1.NodeDevices{
+	answer := &controllerv1.ListDevicesResponse{Unreachable: f.unreachable, Nodes: []*typev1.NodeDevices{
 		{
 			Node: "pve1", DriverVersion: "580.105.08", OpenKernelModule: true,
 			Gpus: []*typev1.Gpu{
@@ -211,7 +212,18 @@ func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest
 			Problems: []string{"/dev/nvidia0 has the numbers 195:7, not 195:0."},
 		},
 		{Node: "pve2"},
-	}}, f.got(r)
+	}}
+	if f.divided {
+		gpus := answer.Nodes[0].Gpus
+		gpus[0].MigEnabled = true
+		gpus[0].MigDevices = []*typev1.MigDevice{
+			{Index: 0, Uuid: "MIG-5b1f4c8e-0000-0000-0000-000000000000", GpuInstanceId: 3, Profile: "1g.10gb", MemoryMib: proto.Int64(9856)},
+			{Index: 1, Uuid: "MIG-6c2e5d9f-0000-0000-0000-000000000000", GpuInstanceId: 4, Profile: "1g.10gb"},
+		}
+		gpus[0].Processes = []*typev1.GpuProcess{{Pid: 70, Ctid: 920, UsedMib: 1024}, {Pid: 71}}
+		gpus[1].Processes = []*typev1.GpuProcess{{Pid: 72, Ctid: 901, UsedMib: 512}, {Pid: 73, Ctid: 921}}
+	}
+	return answer, f.got(r)
 }
 
 func given(mode typev1.PassthroughMode, indexes ...int32) *typev1.Passthrough {
@@ -252,7 +264,13 @@ func fleetContainers() []*typev1.Container {
 }
 
 func (f *fake) ListContainers(_ context.Context, r *controllerv1.ListContainersRequest) (*controllerv1.ListContainersResponse, error) {
-	return &controllerv1.ListContainersResponse{Containers: fleetContainers(), Unreachable: f.unreachable}, f.got(r)
+	cs := fleetContainers()
+	if f.divided {
+		instance := &typev1.Passthrough{Mode: raw, Gpus: []*typev1.GpuRef{{Index: 0, GpuInstanceId: proto.Int32(3), ComputeInstanceId: proto.Int32(0)}}}
+		cs = append(cs, &typev1.Container{Ctid: 920, Node: "pve1", State: typev1.ContainerState_CONTAINER_STATE_RUNNING,
+			Configured: instance, Effective: instance})
+	}
+	return &controllerv1.ListContainersResponse{Containers: cs, Unreachable: f.unreachable}, f.got(r)
 }
 
 func entries(pairs ...string) []*typev1.ConfEntry {
@@ -409,6 +427,10 @@ func (f *fake) GetStatus(_ context.Context, r *controllerv1.GetStatusRequest) (*
 		{Desired: want(900, "Copy-Base"), Observed: cs[0], State: controllerv1.SyncState_SYNC_STATE_IN_SYNC},
 		{Desired: want(901, "Copy-Cuda12.8", 0, 1), Observed: cs[1], State: controllerv1.SyncState_SYNC_STATE_IN_SYNC},
 	}}
+	if f.divided {
+		exclusive := answer.Containers[1]
+		exclusive.Desired.GpuPolicy, exclusive.DesiredGpus = controllerv1.GpuPolicy_GPU_POLICY_EXCLUSIVE, assignedTo(0, 1)
+	}
 	if !f.plain {
 		answer.Containers = append(answer.Containers,
 			&controllerv1.ContainerStatus{Desired: want(910, "Copy-VLLM", 0, 1), Observed: cs[2], State: controllerv1.SyncState_SYNC_STATE_DRIFT,

@@ -30,6 +30,8 @@ func TestOutput(t *testing.T) {
 		{"nodes unreachable", &fake{unreachable: away}, "nodes"},
 		{"devices", &fake{}, "devices"},
 		{"devices in colour", &fake{}, "devices --color always"},
+		{"gpus", &fake{divided: true, plain: true, unreachable: away}, "gpus"},
+		{"gpus unused in colour", &fake{divided: true, plain: true}, "gpus --unused --color always"},
 		{"containers", &fake{}, "containers"},
 		{"containers unreachable", &fake{unreachable: away}, "containers --node pve1"},
 		{"validate", &fake{}, "validate"},
@@ -96,6 +98,7 @@ func TestOutput(t *testing.T) {
 		{"apply failed", &fake{events: progressOf(failed)}, "apply 901 910"},
 
 		{"json nodes", &fake{}, "nodes --json"},
+		{"json gpus", &fake{divided: true, plain: true}, "gpus --json"},
 		{"json devices", &fake{}, "devices --json"},
 		{"json status", &fake{}, "status --json"},
 		{"json plan", &fake{plain: true}, "plan --json"},
