@@ -40,7 +40,7 @@ var confined = map[string]string{
 	"golang.org/x/sys/unix":              "cli/terminal/input.go",
 	"phoenix.internal/controller":        "cli/connect.go",
 	"phoenix.internal/controller/pki":    "cli/config.go cli/connect.go",
-	"phoenix.internal/controller/client": "cli/connect.go cli/errors.go",
+	"phoenix.internal/controller/client": "cli/connect.go cli/errors.go cli/gpus.go",
 }
 
 func TestImports(t *testing.T) {
