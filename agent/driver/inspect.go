@@ -24,6 +24,7 @@ type State struct {
 	Kind          Kind     `json:"kind"`
 	Version       string   `json:"version"`         // of libnvidia-ml, else of libcuda; empty: neither
 	CUDA          string   `json:"cuda"`            // of libcuda; empty: none
+	Graphics      bool     `json:"graphics"`        // the libraries for OpenGL and EGL are there too
 	Broken        []string `json:"broken"`          // sonames that lead to nothing or to another version
 	Packages      []string `json:"packages"`        // of the distribution with driver libraries
 	FreeDiskMiB   int64    `json:"free_disk_mib"`   // of the file system that holds /usr
@@ -181,6 +182,9 @@ func (s *State) addLibraries() {
 	s.Version, s.CUDA = libraryVersion(dirs, "libnvidia-ml.so.1"), libraryVersion(dirs, "libcuda.so.1")
 	if s.Version == "" {
 		s.Version = s.CUDA
+	}
+	for _, soname := range []string{"libEGL_nvidia.so.0", "libGLX_nvidia.so.0"} {
+		s.Graphics = s.Graphics || s.Version != "" && libraryVersion(dirs, soname) == s.Version
 	}
 	found := false
 	for _, dir := range dirs {

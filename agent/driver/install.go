@@ -71,7 +71,7 @@ func (i *Installer) Install(ctx context.Context, ctid int32, o Options, progress
 	switch {
 	case s.Libc != Glibc:
 		return s, false, &LibcError{Libc: s.Libc}
-	case s.Kind == Complete && s.Version == o.Version && !o.Reinstall:
+	case s.Kind == Complete && s.Version == o.Version && (s.Graphics || !o.Graphics) && !o.Reinstall:
 		return s, false, nil
 	case len(s.Packages) > 0:
 		return s, false, &PackagedError{Packages: s.Packages}

@@ -243,7 +243,7 @@ func (s *driverServer) log(ctx context.Context, ctid int32, version, what string
 
 func containerDriverOf(ctid int32, instance string, s driver.State) *typev1.ContainerDriver {
 	out := &typev1.ContainerDriver{
-		Ctid: ctid, Instance: instance, Version: s.Version, CudaVersion: s.CUDA,
+		Ctid: ctid, Instance: instance, Version: s.Version, CudaVersion: s.CUDA, Graphics: s.Graphics,
 		FreeDiskMib: s.FreeDiskMiB, FreeMemoryMib: s.FreeMemoryMiB,
 		Libc: map[driver.Libc]typev1.Libc{
 			driver.NoLibc: typev1.Libc_LIBC_NONE, driver.Glibc: typev1.Libc_LIBC_GLIBC, driver.Musl: typev1.Libc_LIBC_MUSL,

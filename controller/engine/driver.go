@@ -26,7 +26,7 @@ func (w *worker) installDriver(ctx context.Context) (did, error) {
 	switch {
 	case err != nil:
 		return did{}, err
-	case has.Complete && has.Version == want.Version:
+	case has.Complete && has.Version == want.Version && (has.Graphics || !want.Graphics):
 		return unchanged("driver %s is there", has.Version)
 	}
 	c, err := w.look(ctx)
@@ -63,6 +63,8 @@ func (w *worker) installDriver(ctx context.Context) (did, error) {
 		return did{}, err
 	case !installed:
 		return unchanged("driver %s is there", want.Version)
+	case want.Graphics && has.Version == want.Version:
+		return succeeded("driver %s is installed, with what graphics needs", want.Version)
 	case has.Version == "":
 		return succeeded("driver %s is installed", want.Version)
 	}

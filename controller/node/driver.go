@@ -23,6 +23,7 @@ const (
 type UserDriver struct {
 	Version  string // empty if there is none
 	Complete bool   // every library of that version is there
+	Graphics bool   // those for graphics too
 }
 
 // Driver looks at the user-space driver of a running container.
@@ -31,7 +32,9 @@ func (n *Node) Driver(ctx context.Context, ctid int32) (UserDriver, error) {
 	defer cancel()
 	resp, err := n.Drivers().GetDriver(ctx, &agentv1.GetDriverRequest{Ctid: ctid})
 	d := resp.GetContainer()
-	return UserDriver{Version: d.GetVersion(), Complete: d.GetState() == typev1.DriverState_DRIVER_STATE_INSTALLED}, err
+	return UserDriver{
+		Version: d.GetVersion(), Complete: d.GetState() == typev1.DriverState_DRIVER_STATE_INSTALLED, Graphics: d.GetGraphics(),
+	}, err
 }
 
 // An Installer is a version of the driver and where it comes from.

@@ -66,7 +66,7 @@ func newDriverWorld(t *testing.T) *driverWorld {
 		t.Fatal(err)
 	}
 	defer config.Close()
-	if _, err := fmt.Fprintf(config, "driver_sources: [%q]\n", w.url); err != nil {
+	if _, err := fmt.Fprintf(config, "driver_sources: [%q, /etc/phoenix/]\n", w.url); err != nil {
 		t.Fatal(err)
 	}
 	for i, g := range w.n.GPUs {

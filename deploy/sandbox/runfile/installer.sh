@@ -4,7 +4,7 @@
 options='@OPTIONS@'
 record=/var/lib/nvidia/log
 log=/var/log/nvidia-installer.log
-silent= nokernel= uninstall=
+silent= nokernel= uninstall= nographics=
 for a; do
 	case $a in
 	--tmpdir=*|--log-file-name=*) [ "${a%%=*}" = --tmpdir ] || log=${a#*=}; continue ;;
@@ -17,6 +17,7 @@ for a; do
 	--silent) silent=1 ;;
 	--no-kernel-module|--no-kernel-modules) nokernel=1 ;;
 	--uninstall) uninstall=1 ;;
+	--no-opengl-files) nographics=1 ;;
 	esac
 done
 if [ -z "$silent" ]; then echo "ERROR: there is nobody to answer questions" >&2; exit 1; fi
@@ -52,6 +53,7 @@ link() { # target name
 put nvidia-installer /usr/bin/nvidia-installer
 n=0
 for f in *.so.@VERSION@; do
+	case $f in libEGL_*) [ -z "$nographics" ] || continue ;; esac
 	put "$f" "$lib/$f"
 	n=$((n + 1))
 	if [ $n = 3 ] && [ -n "$wrong" ]; then
@@ -60,6 +62,7 @@ for f in *.so.@VERSION@; do
 		exit 1
 	fi
 	case $f in
+	libEGL_*) link "$f" "$lib/${f%%.so.*}.so.0" ;;
 	libnvidia-nvvm.*) link "$f" "$lib/${f%%.so.*}.so.4" ;;
 	*) link "$f" "$lib/${f%%.so.*}.so.1" ;;
 	esac

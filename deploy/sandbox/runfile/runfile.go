@@ -46,7 +46,7 @@ var (
 
 // libraries are the sonames of a stand-in's.
 var libraries = []string{
-	"libcuda.so.1", "libnvcuvid.so.1", "libnvidia-cfg.so.1", "libnvidia-ml.so.1", "libnvidia-nvvm.so.4", "libnvidia-ptxjitcompiler.so.1",
+	"libEGL_nvidia.so.0", "libcuda.so.1", "libnvcuvid.so.1", "libnvidia-cfg.so.1", "libnvidia-ml.so.1", "libnvidia-nvvm.so.4", "libnvidia-ptxjitcompiler.so.1",
 }
 
 // New makes a stand-in.

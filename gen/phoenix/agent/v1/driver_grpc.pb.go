@@ -51,8 +51,9 @@ type DriverServiceClient interface {
 	// PruneInstallers removes from the node's cache what is not in use, unfinished fetches included.
 	PruneInstallers(ctx context.Context, in *PruneInstallersRequest, opts ...grpc.CallOption) (*PruneInstallersResponse, error)
 	// InstallDriver installs a cached version in a running container, in place of another one that NVIDIA's installer put
-	// there, and repairs one that is incomplete. If the version is there in full, it does nothing. The last message is the
-	// result. When the caller goes away it is broken off, and the container's driver is then incomplete.
+	// there, and repairs one that is incomplete. If the version is there in full, with the libraries for graphics if they
+	// are wanted, it does nothing. The last message is the result. When the caller goes away it is broken off, and the
+	// container's driver is then incomplete.
 	//
 	// Before anything is changed it fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, INSTANCE_CHANGED,
 	// INSTALLER_NOT_CACHED, DRIVER_NOT_LOADED (no version given), LIBC_NOT_SUPPORTED, DRIVER_PACKAGED or
@@ -189,8 +190,9 @@ type DriverServiceServer interface {
 	// PruneInstallers removes from the node's cache what is not in use, unfinished fetches included.
 	PruneInstallers(context.Context, *PruneInstallersRequest) (*PruneInstallersResponse, error)
 	// InstallDriver installs a cached version in a running container, in place of another one that NVIDIA's installer put
-	// there, and repairs one that is incomplete. If the version is there in full, it does nothing. The last message is the
-	// result. When the caller goes away it is broken off, and the container's driver is then incomplete.
+	// there, and repairs one that is incomplete. If the version is there in full, with the libraries for graphics if they
+	// are wanted, it does nothing. The last message is the result. When the caller goes away it is broken off, and the
+	// container's driver is then incomplete.
 	//
 	// Before anything is changed it fails with CONTAINER_NOT_FOUND, CONTAINER_NOT_RUNNING, INSTANCE_CHANGED,
 	// INSTALLER_NOT_CACHED, DRIVER_NOT_LOADED (no version given), LIBC_NOT_SUPPORTED, DRIVER_PACKAGED or

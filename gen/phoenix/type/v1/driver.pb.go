@@ -352,6 +352,8 @@ type ContainerDriver struct {
 	FreeDiskMib int64 `protobuf:"varint,9,opt,name=free_disk_mib,json=freeDiskMib,proto3" json:"free_disk_mib,omitempty"`
 	// Output only. Memory in MiB that processes in the container can still get; -1 if not known.
 	FreeMemoryMib int64 `protobuf:"varint,10,opt,name=free_memory_mib,json=freeMemoryMib,proto3" json:"free_memory_mib,omitempty"`
+	// Output only. Whether the libraries for OpenGL or EGL are there too, in that version.
+	Graphics      bool `protobuf:"varint,11,opt,name=graphics,proto3" json:"graphics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +456,13 @@ func (x *ContainerDriver) GetFreeMemoryMib() int64 {
 		return x.FreeMemoryMib
 	}
 	return 0
+}
+
+func (x *ContainerDriver) GetGraphics() bool {
+	if x != nil {
+		return x.Graphics
+	}
+	return false
 }
 
 // Installer is a driver version in a node's cache: extracted, with its checksum verified before.
@@ -747,7 +756,7 @@ const file_phoenix_type_v1_driver_proto_rawDesc = "" +
 	"NodeDriver\x12%\n" +
 	"\x0eloaded_version\x18\x01 \x01(\tR\rloadedVersion\x12!\n" +
 	"\fdisk_version\x18\x02 \x01(\tR\vdiskVersion\x12'\n" +
-	"\x0flibrary_version\x18\x03 \x01(\tR\x0elibraryVersion\"\xec\x02\n" +
+	"\x0flibrary_version\x18\x03 \x01(\tR\x0elibraryVersion\"\x88\x03\n" +
 	"\x0fContainerDriver\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -759,7 +768,8 @@ const file_phoenix_type_v1_driver_proto_rawDesc = "" +
 	"\bpackages\x18\b \x03(\tR\bpackages\x12\"\n" +
 	"\rfree_disk_mib\x18\t \x01(\x03R\vfreeDiskMib\x12&\n" +
 	"\x0ffree_memory_mib\x18\n" +
-	" \x01(\x03R\rfreeMemoryMib\"\xef\x01\n" +
+	" \x01(\x03R\rfreeMemoryMib\x12\x1a\n" +
+	"\bgraphics\x18\v \x01(\bR\bgraphics\"\xef\x01\n" +
 	"\tInstaller\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x16\n" +
