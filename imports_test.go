@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 
 	// Pure packages decide and open no file: they see no generated type and no I/O package of ours.
 	"agent/pveconf":       {},
+	"agent/vmconf":        {},
 	"agent/passthrough":   {"agent/pveconf"},
 	"agent/confaudit":     {"agent/passthrough", "agent/pveconf"},
 	"controller/fleet":    {},
@@ -46,7 +47,7 @@ var mayImport = map[string][]string{
 	"agent/transfer":         {"agent/attach"},
 	"agent/driver":           {"agent/attach", "agent/ctlock"},
 	"agent/bootguard":        {"agent/confstore", "agent/container", "agent/gpu", "agent/statefile"},
-	"agent/container":        {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile"},
+	"agent/container":        {"agent/confstore", "agent/ctlock", "agent/gpu", "agent/lxcmon", "agent/passthrough", "agent/pct", "agent/pveconf", "agent/statefile", "agent/vmconf"},
 	"controller/engine":      {"controller/feature", "controller/fleet", "controller/lane", "controller/node", "controller/observed", "controller/plan", "controller/store"},
 }
 

@@ -118,6 +118,20 @@ func (s *Store) guests(kind string) ([]int32, error) {
 	})
 }
 
+// ReadVM returns the bytes of the conf of a virtual machine. It wraps [ErrNotFound] if this node has none of this number.
+func (s *Store) ReadVM(vmid int32) ([]byte, error) {
+	return answer(s, nil, func(*job) ([]byte, error) {
+		if err := s.check(false); err != nil {
+			return nil, err
+		}
+		b, err := readFile(filepath.Join(s.pve(), "local", "qemu-server", strconv.Itoa(int(vmid))+".conf"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("conf of VM %d: %w", vmid, ErrNotFound)
+		}
+		return b, err
+	})
+}
+
 // Read returns the bytes of a conf. It wraps [ErrNotFound] if this node has no container of this CTID.
 func (s *Store) Read(ctid int32) ([]byte, error) {
 	return answer(s, nil, func(*job) ([]byte, error) { return s.read(ctid) })
@@ -130,10 +144,16 @@ func (s *Store) read(ctid int32) ([]byte, error) {
 	if err := s.check(false); err != nil {
 		return nil, err
 	}
-	f, err := open(s.path(ctid), unix.O_RDONLY, 0)
+	b, err := readFile(s.path(ctid))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, s.notFound(ctid)
 	}
+	return b, err
+}
+
+// readFile returns the bytes of a file of at most [MaxSize] bytes.
+func readFile(path string) ([]byte, error) {
+	f, err := open(path, unix.O_RDONLY, 0)
 	if err != nil {
 		return nil, readError(err)
 	}

@@ -130,10 +130,11 @@ func TestNotMounted(t *testing.T) {
 			_, readErr := s.Read(101)
 			_, listErr := s.CTIDs()
 			_, vmErr := s.VMs()
+			_, readVMErr := s.ReadVM(300)
 			_, sweepErr := s.Sweep()
 			for call, err := range map[string]error{
 				"Check": s.Check(), "Edit": editErr, "Preview": previewErr, "Read": readErr,
-				"CTIDs": listErr, "VMs": vmErr, "Sweep": sweepErr,
+				"CTIDs": listErr, "VMs": vmErr, "ReadVM": readVMErr, "Sweep": sweepErr,
 			} {
 				if !errors.Is(err, confstore.ErrNotMounted) {
 					t.Errorf("%s: error %v", call, err)
@@ -143,6 +144,23 @@ func TestNotMounted(t *testing.T) {
 				t.Error("a conf was made below the mount point")
 			}
 		})
+	}
+}
+
+func TestReadVM(t *testing.T) {
+	s := newStore(t)
+	vm := filepath.Join(s.PVE, "local/qemu-server/300.conf")
+	for content, want := range map[string]error{"hostpci0: 01:00\n": nil, strings.Repeat("#", confstore.MaxSize+1): confstore.ErrTooLarge} {
+		if err := os.WriteFile(vm, []byte(content), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.ReadVM(300)
+		if !errors.Is(err, want) || want == nil && string(b) != content {
+			t.Errorf("of %d bytes: read %d, error %v, want %v", len(content), len(b), err, want)
+		}
+	}
+	if b, err := s.ReadVM(101); !errors.Is(err, confstore.ErrNotFound) {
+		t.Errorf("a container read as a VM: %q, error %v", b, err)
 	}
 }
 

@@ -19,7 +19,11 @@ func (s *deviceServer) ListDevices(ctx context.Context, _ *agentv1.ListDevicesRe
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.ListDevicesResponse{Devices: s.node.devices(inv, containers)}, nil
+	devices, err := s.node.devices(ctx, inv, containers)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ListDevicesResponse{Devices: devices}, nil
 }
 
 func (s *deviceServer) PrepareDevices(ctx context.Context, req *agentv1.PrepareDevicesRequest) (*agentv1.PrepareDevicesResponse, error) {

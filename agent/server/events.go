@@ -74,9 +74,13 @@ func (e *events) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	devices, err := e.node.devices(ctx, inv, containers)
+	if err != nil {
+		return err
+	}
 	next := snapshot{
 		containers: make(map[int32]*typev1.Container, len(containers)),
-		devices:    withoutProcesses(e.node.devices(inv, containers)),
+		devices:    withoutProcesses(devices),
 	}
 	for i := range containers {
 		next.containers[containers[i].CTID] = containerOf(e.node.Name, &containers[i])

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -34,6 +35,25 @@ func devicesOf(node string, inv *gpu.Inventory, containers []container.Container
 		out.Gpus = append(out.Gpus, gpuOf(g, containers))
 	}
 	return out
+}
+
+// addVMs adds which GPUs the virtual machines take, and where that is unknown.
+func addVMs(devices *typev1.NodeDevices, vms []container.VM) {
+	devices.Problems = slices.Clip(devices.GetProblems()) // they are the inventory's
+	for _, vm := range vms {
+		if vm.Err != nil {
+			devices.Problems = append(devices.Problems, fmt.Sprintf("Which PCI devices VM %d takes is unknown: %s.", vm.VMID, text(vm.Err.Error())))
+		}
+		for _, name := range vm.PCI.Mappings {
+			devices.Problems = append(devices.Problems, fmt.Sprintf("VM %d takes PCI devices by the resource mapping %q; which ones is unknown here.",
+				vm.VMID, text(name)))
+		}
+		for _, g := range devices.GetGpus() {
+			if vm.PCI.Takes(g.GetPciAddress()) {
+				g.Vms = append(g.Vms, vm.VMID)
+			}
+		}
+	}
 }
 
 func gpuOf(g gpu.GPU, containers []container.Container) *typev1.Gpu {

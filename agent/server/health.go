@@ -59,9 +59,16 @@ func (s *Server) setHealth(name string, serving bool) {
 	s.health.SetServingStatus(name, status)
 }
 
-// devices converts what the node has of GPUs, with what is known about their health.
-func (n *Node) devices(inv *gpu.Inventory, containers []container.Container) *typev1.NodeDevices {
+// devices converts what the node has of GPUs, with what is known about their health and the virtual machines that take them.
+func (n *Node) devices(ctx context.Context, inv *gpu.Inventory, containers []container.Container) (*typev1.NodeDevices, error) {
 	devices := devicesOf(n.Name, inv, containers)
+	if len(inv.GPUs) > 0 {
+		vms, err := n.Containers.VMs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		addVMs(devices, vms)
+	}
 	for _, g := range devices.GetGpus() {
 		errs := n.Health.Errors(g.GetPciAddress())
 		g.Health = &typev1.GpuHealth{State: healthStateOf(errs)}
@@ -69,7 +76,7 @@ func (n *Node) devices(inv *gpu.Inventory, containers []container.Container) *ty
 			g.Health.Errors = append(g.Health.Errors, gpuErrorOf(e))
 		}
 	}
-	return devices
+	return devices, nil
 }
 
 func healthStateOf(errs []health.Error) typev1.GpuHealthState {

@@ -635,6 +635,40 @@ func TestWatchEvents(t *testing.T) {
 	}
 }
 
+// A virtual machine takes a card from whoever has it when it starts, so the node tells whose conf names one.
+func TestVMsThatTakeGPUs(t *testing.T) {
+	n := newNode(t)
+	for name, conf := range map[string]string{
+		"300.conf": "cores: 8\nhostpci0: 0000:01:00,pcie=1\n",
+		"301.conf": "hostpci0: 02:00.0;01:00.0\n[before]\nhostpci1: 02:00\n",
+		"302.conf": "hostpci0: mapping=cards,pcie=1\nhostpci1: 0000:c1:00.0\n",
+		"303.conf": "cores: 2\n[before]\nhostpci0: 02:00\n",
+	} {
+		if err := os.WriteFile(filepath.Join(n.Dir, "etc/pve/nodes/pve1/qemu-server", name), []byte(conf), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(n.Dir, "etc/pve/nodes/pve1/qemu-server/304.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := agentv1.NewDeviceServiceClient(n.Dial(t)).ListDevices(t.Context(), &agentv1.ListDevicesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]int32{}
+	for _, g := range resp.GetDevices().GetGpus() {
+		got[g.GetPciAddress()] = g.GetVms()
+	}
+	if diff := cmp.Diff(map[string][]int32{"0000:01:00.0": {300, 301}, "0000:02:00.0": {301}}, got); diff != "" {
+		t.Errorf("VMs by GPU (-want +got):\n%s", diff)
+	}
+	problems := resp.GetDevices().GetProblems()
+	if len(problems) != 2 || problems[0] != `VM 302 takes PCI devices by the resource mapping "cards"; which ones is unknown here.` ||
+		!strings.HasPrefix(problems[1], "Which PCI devices VM 304 takes is unknown: read ") {
+		t.Errorf("problems %q", problems)
+	}
+}
+
 // A node restarts so many containers at a time; a caller that leaves before its turn leaves its container alone.
 func TestRestartsAtATime(t *testing.T) {
 	n := agenttest.New(t, agenttest.Options{})

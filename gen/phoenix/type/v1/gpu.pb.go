@@ -248,7 +248,11 @@ type Gpu struct {
 	// Output only. Where the values come from, by field.
 	Sources []*ValueSource `protobuf:"bytes,16,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Output only. Whether it is fit for new work, from the kernel's log.
-	Health        *GpuHealth `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
+	Health *GpuHealth `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
+	// Output only. VMIDs of this node's virtual machines whose conf takes this PCI device (hostpciN), ascending, whether they
+	// run or not: at its start a VM takes the card from whoever has it. Without VMs that take a mediated device of it, which
+	// leaves the card where it is, and without those that name a resource mapping, which NodeDevices.problems tells.
+	Vms           []int32 `protobuf:"varint,18,rep,packed,name=vms,proto3" json:"vms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +402,13 @@ func (x *Gpu) GetSources() []*ValueSource {
 func (x *Gpu) GetHealth() *GpuHealth {
 	if x != nil {
 		return x.Health
+	}
+	return nil
+}
+
+func (x *Gpu) GetVms() []int32 {
+	if x != nil {
+		return x.Vms
 	}
 	return nil
 }
@@ -877,7 +888,7 @@ var File_phoenix_type_v1_gpu_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\n" +
-	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\x1a\x1cphoenix/type/v1/health.proto\"\xd1\x05\n" +
+	"\x19phoenix/type/v1/gpu.proto\x12\x0fphoenix.type.v1\x1a\x1cphoenix/type/v1/health.proto\"\xe3\x05\n" +
 	"\x03Gpu\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1f\n" +
@@ -900,7 +911,8 @@ const file_phoenix_type_v1_gpu_proto_rawDesc = "" +
 	"\fnvlink_peers\x18\x0e \x03(\tR\vnvlinkPeers\x129\n" +
 	"\tprocesses\x18\x0f \x03(\v2\x1b.phoenix.type.v1.GpuProcessR\tprocesses\x126\n" +
 	"\asources\x18\x10 \x03(\v2\x1c.phoenix.type.v1.ValueSourceR\asources\x122\n" +
-	"\x06health\x18\x11 \x01(\v2\x1a.phoenix.type.v1.GpuHealthR\x06healthB\b\n" +
+	"\x06health\x18\x11 \x01(\v2\x1a.phoenix.type.v1.GpuHealthR\x06health\x12\x10\n" +
+	"\x03vms\x18\x12 \x03(\x05R\x03vmsB\b\n" +
 	"\x06_minorB\r\n" +
 	"\v_memory_mib\"\xb0\x02\n" +
 	"\tMigDevice\x12\x14\n" +
