@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,11 +27,13 @@ type Monitor struct {
 	KernelLog string            // records as /dev/kmsg gives them; empty: /dev/kmsg. Of a regular file the growth is read too
 	Proc      string            // empty: /proc
 	File      string            // where the errors are kept while the agent does not run
-	Classes   map[int]xid.Class // overrides of xid.ClassOf
+	Classes   map[int]xid.Class // overrides of xid.Event.Class
 	// Present lists, by PCI address, the GPUs that the driver serves now. A GPU with a fault that was gone and is back has
 	// been reset.
 	Present func(context.Context) ([]string, error)
 	Log     *slog.Logger
+
+	saving sync.Mutex // held while File is written
 
 	mu    sync.Mutex
 	state state
@@ -134,31 +137,38 @@ func (m *Monitor) load() error {
 }
 
 func (m *Monitor) save() {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.dirty {
+	dirty, now := m.dirty, m.state
+	now.Errors, now.Gone = slices.Clone(now.Errors), maps.Clone(now.Gone)
+	m.dirty = false
+	m.mu.Unlock()
+	if !dirty {
 		return
 	}
-	if err := statefile.Save(m.File, m.state); err != nil {
+	if err := statefile.Save(m.File, now); err != nil {
 		m.Log.Warn("record of GPU errors not written", "err", err)
-		return // it stays dirty
+		m.mu.Lock()
+		m.dirty = true
+		m.mu.Unlock()
 	}
-	m.dirty = false
 }
 
 // take handles one record of the kernel's log.
 func (m *Monitor) take(ctx context.Context, r record) {
+	e, ok := xid.Parse(r.message)
+	if !ok {
+		return
+	}
+	ctid := m.containerOf(e.PID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r.sequence <= m.state.Sequence {
 		return // the log begins anew with each reader
 	}
-	e, ok := xid.Parse(r.message)
-	if !ok {
-		return
-	}
 	m.state.Sequence, m.dirty = r.sequence, true
-	got := Error{Event: e, Class: m.classOf(e.Code), Count: 1, First: r.time, Last: r.time, CTID: m.containerOf(e.PID)}
+	got := Error{Event: e, Class: m.classOf(e), Count: 1, First: r.time, Last: r.time, CTID: ctid}
 	i := slices.IndexFunc(m.state.Errors, func(old Error) bool {
 		return old.PCIAddress == e.PCIAddress && old.Code == e.Code && old.GPUInstance == e.GPUInstance
 	})
@@ -169,6 +179,11 @@ func (m *Monitor) take(ctx context.Context, r record) {
 			got.Class = xid.Reset
 		}
 		m.state.Errors = slices.Delete(m.state.Errors, i, i+1)
+	}
+	if e.Recovered() {
+		m.state.Errors = slices.DeleteFunc(m.state.Errors, func(old Error) bool {
+			return old.PCIAddress == e.PCIAddress && (old.Class == xid.Reset || old.Class == xid.Reboot)
+		})
 	}
 	if len(m.state.Errors) == maxErrors {
 		m.state.Errors = slices.Delete(m.state.Errors, m.expendable(), m.expendable()+1)
@@ -186,11 +201,11 @@ func (m *Monitor) expendable() int {
 	return max(0, slices.IndexFunc(m.state.Errors, func(e Error) bool { return !e.Class.Fault() }))
 }
 
-func (m *Monitor) classOf(code int) xid.Class {
-	if c, ok := m.Classes[code]; ok {
+func (m *Monitor) classOf(e xid.Event) xid.Class {
+	if c, ok := m.Classes[e.Code]; ok {
 		return c
 	}
-	return xid.ClassOf(code)
+	return e.Class()
 }
 
 // containerOf returns the container of a process; 0 if it is in none or has ended.
@@ -228,6 +243,11 @@ func CTIDOf(cgroup string) int32 {
 func (m *Monitor) lookForReset(ctx context.Context) {
 	m.mu.Lock()
 	faulty := slices.ContainsFunc(m.state.Errors, func(e Error) bool { return e.Class.Fault() })
+	if !faulty && len(m.state.Gone) > 0 {
+		// Nobody looks now: a GPU with its next fault may have been back for long.
+		clear(m.state.Gone)
+		m.dirty = true
+	}
 	m.mu.Unlock()
 	if !faulty {
 		return
@@ -244,7 +264,6 @@ func (m *Monitor) lookForReset(ctx context.Context) {
 			m.dirty = m.dirty || !m.state.Gone[address]
 			m.state.Gone[address] = true
 		case m.state.Gone[address]:
-			delete(m.state.Gone, address)
 			m.clearLocked(address)
 			m.Log.Info("GPU is back: its errors are over", "gpu", address)
 		}
@@ -255,6 +274,7 @@ func (m *Monitor) clearLocked(pciAddress string) (cleared int) {
 	before := len(m.state.Errors)
 	m.state.Errors = slices.DeleteFunc(m.state.Errors, func(e Error) bool { return e.PCIAddress == pciAddress })
 	m.dirty = m.dirty || len(m.state.Errors) < before
+	delete(m.state.Gone, pciAddress) // its next error is a new one
 	return before - len(m.state.Errors)
 }
 

@@ -222,6 +222,46 @@ func testAcknowledge(t *testing.T) {
 	waitFor(t, m, gpu0)
 }
 
+// A GPU that was acknowledged while it was away brings no pardon for its next fault.
+func TestFaultAfterAnAcknowledgedAbsence(t *testing.T) {
+	synctest.Test(t, testFaultAfterAnAcknowledgedAbsence)
+}
+
+func testFaultAfterAnAcknowledgedAbsence(t *testing.T) {
+	h := newHost(t)
+	m, _ := h.monitor()
+	h.say(1, "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.")
+	h.say(1, "NVRM: Xid (PCI:0000:41:00): 31, pid=1, name=x, MMU Fault")
+	waitFor(t, m, gpu1, "31 application x1")
+	h.serve()
+	time.Sleep(6 * time.Second) // Present is asked every five
+	m.Acknowledge(gpu0)
+	time.Sleep(6 * time.Second)
+	h.serve(gpu0, gpu1)
+	time.Sleep(6 * time.Second)
+	h.say(30, "NVRM: Xid (PCI:0000:01:00): 95, Uncontained")
+	h.say(30, "NVRM: Xid (PCI:0000:41:00): 95, Uncontained")
+	time.Sleep(11 * time.Second)
+	waitFor(t, m, gpu0, "95 reset x1")
+	waitFor(t, m, gpu1, "31 application x1", "95 reset x1")
+}
+
+// The driver itself tells when a GPU needs no reset any more, which Present is too slow to see.
+func TestDriverSaysRecovered(t *testing.T) { synctest.Test(t, testDriverSaysRecovered) }
+
+func testDriverSaysRecovered(t *testing.T) {
+	h := newHost(t)
+	m, _ := h.monitor()
+	h.say(1, "NVRM: Xid (PCI:0000:01:00): 74, NVLink: fatal error detected on link 3")
+	h.say(1, "NVRM: Xid (PCI:0000:01:00): 95, Uncontained")
+	h.say(1, "NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
+	h.say(1, "NVRM: Xid (PCI:0000:41:00): 95, Uncontained")
+	waitFor(t, m, gpu0, "74 support x1", "95 reset x1", "154 reset x1")
+	h.say(9, "NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")
+	waitFor(t, m, gpu0, "74 support x1", "154 informational x2")
+	waitFor(t, m, gpu1, "95 reset x1")
+}
+
 func TestOverride(t *testing.T) { synctest.Test(t, testOverride) }
 
 func testOverride(t *testing.T) {

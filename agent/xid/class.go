@@ -2,6 +2,7 @@ package xid
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"time"
 )
@@ -98,10 +99,29 @@ var catalogue = func() map[int]Class {
 	return all
 }()
 
-// ClassOf returns the class of an XID; [Unknown] for one that is not in the catalogue.
-func ClassOf(code int) Class {
-	if c, ok := catalogue[code]; ok {
+// recoveryAction is the XID by which the driver tells what a GPU needs from then on.
+const recoveryAction = 154
+
+// wanted finds that in its text: "GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)". The numbers
+// are those of NVML_FI_DEV_GET_GPU_RECOVERY_ACTION.
+var wanted = regexp.MustCompile(`\bto 0x([0-9a-f]{1,2})\b`)
+
+// Class returns the class; [Unknown] for an error that is not in the catalogue.
+func (e Event) Class() Class {
+	c, ok := catalogue[e.Code]
+	m := wanted.FindStringSubmatch(e.Text)
+	switch {
+	case !ok:
+		return Unknown
+	case e.Code != recoveryAction || m == nil:
 		return c
+	case m[1] == "0":
+		return Informational
+	case m[1] == "2":
+		return Reboot
 	}
-	return Unknown
+	return c
 }
+
+// Recovered says whether the driver tells that the GPU needs neither reset nor reboot any more.
+func (e Event) Recovered() bool { return e.Code == recoveryAction && e.Class() == Informational }

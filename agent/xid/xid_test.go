@@ -84,9 +84,28 @@ func TestClasses(t *testing.T) {
 		92: xid.Watch, 109: xid.Watch, 48: xid.Reset, 64: xid.Reset, 95: xid.Reset, 119: xid.Reset, 79: xid.Reboot, 54: xid.Support,
 		74: xid.Support, 1: xid.Unknown, 176: xid.Unknown, 99999: xid.Unknown,
 	} {
-		if got := xid.ClassOf(code); got != want {
-			t.Errorf("ClassOf(%d) = %v, want %v", code, got, want)
+		if got := (xid.Event{Code: code}).Class(); got != want {
+			t.Errorf("class of %d is %v, want %v", code, got, want)
 		}
+	}
+}
+
+// XID 154 says itself what the GPU needs, and also that it needs nothing any more.
+func TestRecoveryAction(t *testing.T) {
+	for text, want := range map[string]xid.Class{
+		"GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)":   xid.Reset,
+		"GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)": xid.Reboot,
+		"GPU recovery action changed from 0x0 (None) to 0x4 (Drain and Reset)":      xid.Reset,
+		"GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)":   xid.Informational,
+		"something else": xid.Reset,
+	} {
+		e, ok := xid.Parse("NVRM: Xid (PCI:0000:01:00): 154, " + text)
+		if got := e.Class(); !ok || got != want || e.Recovered() != (want == xid.Informational) {
+			t.Errorf("%q: class %v, recovered %v, want %v", text, got, e.Recovered(), want)
+		}
+	}
+	if (xid.Event{Code: 45, Text: "to 0x0"}).Recovered() {
+		t.Error("XID 45 passes for a recovery")
 	}
 }
 
