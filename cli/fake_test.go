@@ -221,6 +221,7 @@ func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest
 			{Index: 1, Uuid: "MIG-6c2e5d9f-0000-0000-0000-000000000000", GpuInstanceId: 4, Profile: "1g.10gb"},
 		}
 		gpus[0].Processes = []*typev1.GpuProcess{{Pid: 70, Ctid: 920, UsedMib: 1024}, {Pid: 71}}
+		gpus[2].Vms = []int32{300}
 		gpus[1].Processes = []*typev1.GpuProcess{{Pid: 72, Ctid: 901, UsedMib: 512}, {Pid: 73, Ctid: 921}}
 	}
 	return answer, f.got(r)

@@ -219,6 +219,9 @@ func (r *ledgerRow) remark(fleet bool, managed map[int32]bool, containers map[in
 			add(color, kind, text+" "+joinInts(ctids), ctids...)
 		}
 	}
+	for _, vmid := range r.gpu.GetVms() {
+		add(output.Warn, "vm_conf", fmt.Sprintf("taken by VM %d at its start", vmid))
+	}
 	switch driver := r.gpu.GetDriver(); driver {
 	case typev1.GpuDriver_GPU_DRIVER_NVIDIA:
 	case typev1.GpuDriver_GPU_DRIVER_VFIO_PCI:
