@@ -58,16 +58,18 @@ const (
 	partialName = "runfile.partial"
 	metaName    = "partial.json"
 	workPrefix  = "extract-"
+	newPrefix   = ".new-"
 )
 
 // A flight is a fetch that any number of callers wait for.
 type flight struct {
 	request Request // of the first
 	cancel  context.CancelFunc
-	done    chan struct{} // closed when entry and err are set
+	done    chan struct{} // closed when entry, err and broken are set
 	entry   Entry
 	err     error
-	waiting int // guarded by Cache.mu
+	broken  bool // off, because everybody had left
+	waiting int  // guarded by Cache.mu
 
 	mu       sync.Mutex
 	progress Progress
@@ -94,11 +96,11 @@ func (c *Cache) Fetch(ctx context.Context, r Request, progress func(Progress) er
 		if !failed {
 			return e, err
 		}
-		// It was somebody else's URL or checksum that was wrong.
+		// It was somebody else's URL or checksum that was wrong, or all others had left just before.
 	}
 }
 
-// await waits for a fetch. failed says that it failed, and was for another request.
+// await waits for a fetch. failed says that it failed for a reason that is not the request's.
 func (c *Cache) await(ctx context.Context, r Request, src source, prefix string, progress func(Progress) error) (e Entry, failed bool, err error) {
 	f := c.join(ctx, r, src, prefix)
 	defer c.leave(f)
@@ -116,7 +118,7 @@ func (c *Cache) await(ctx context.Context, r Request, src source, prefix string,
 			if f.err == nil && r.SHA256 != "" && f.entry.SHA256 != r.SHA256 {
 				return Entry{}, false, &ChecksumError{Version: r.Version, Want: r.SHA256, Got: f.entry.SHA256}
 			}
-			return f.entry, f.err != nil && f.request != r, f.err
+			return f.entry, f.err != nil && (f.broken || f.request != r), f.err
 		case <-moved:
 		}
 		select { // a few times a second are enough for everybody
@@ -145,6 +147,7 @@ func (c *Cache) join(ctx context.Context, r Request, src source, prefix string) 
 	go func() {
 		defer cancel()
 		f.entry, f.err = c.fetch(ctx, r, src, prefix, f)
+		f.broken = ctx.Err() != nil
 		c.mu.Lock()
 		delete(c.flights, r.Version)
 		c.mu.Unlock()
@@ -183,17 +186,19 @@ func (c *Cache) path(version string, more ...string) string {
 	return filepath.Join(append([]string{c.Dir, version}, more...)...)
 }
 
-// entry reads what there is of a version; ok says whether it is whole.
+// entry reads what there is of a version; ok says whether it is whole. One that is damaged counts as not there, so that it is
+// fetched again.
 func (c *Cache) entry(version string) (e Entry, ok bool, err error) {
 	b, err := os.ReadFile(c.path(version, entryName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return e, false, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &e)
+	if err != nil {
+		return e, false, err
 	}
-	if err != nil || e.Version != version {
-		return Entry{}, false, err
+	info, err := os.Lstat(c.path(version, treeName))
+	if err != nil || !info.IsDir() || json.Unmarshal(b, &e) != nil || e.Version != version {
+		return Entry{}, false, nil
 	}
 	return e, true, nil
 }
@@ -273,10 +278,10 @@ func (c *Cache) busy(version string) bool {
 	return c.flights[version] != nil || c.users[version] > 0
 }
 
-// Sweep removes what an agent that was killed left of extractions and removals. The beginning of a runfile stays.
+// Sweep removes what an agent that was killed left of extractions, removals and small files. The beginning of a runfile stays.
 func (c *Cache) Sweep() error {
 	var errs []error
-	for _, pattern := range []string{".gone-*", "*/" + workPrefix + "*"} {
+	for _, pattern := range []string{".gone-*", "*/" + workPrefix + "*", "*/" + newPrefix + "*"} {
 		left, err := filepath.Glob(filepath.Join(c.Dir, pattern))
 		errs = append(errs, err)
 		for _, path := range left {
@@ -334,7 +339,7 @@ func replaceFile(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	f, err := os.CreateTemp(filepath.Dir(path), newPrefix)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"phoenix.internal/agent/driver"
@@ -297,6 +300,11 @@ func TestLeavesNothing(t *testing.T) {
 			w.server.Set(runfile.Faults{Redirect: "https://example.org/x.run"})
 			return driver.Request{}
 		}, is[*driver.SourceError]},
+		{"redirected from https to http", func(w *world) driver.Request {
+			w.Sources = append(w.Sources, "http://example.org/")
+			w.server.Set(runfile.Faults{Redirect: "http://example.org/x.run"})
+			return driver.Request{}
+		}, is[*driver.SourceError]},
 		{"not found", func(w *world) driver.Request {
 			w.server.Set(runfile.Faults{Status: 404})
 			return driver.Request{}
@@ -439,4 +447,90 @@ func TestJoinedAWrongRequest(t *testing.T) {
 	w.server.Set(runfile.Faults{})
 	all.Wait()
 	w.complete(t)
+}
+
+// What a machine that lost power left damaged is fetched again.
+func TestDamagedEntry(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		break_ func(dir string) error
+	}{
+		{"no JSON", func(dir string) error { return os.WriteFile(filepath.Join(dir, "entry.json"), nil, 0o600) }},
+		{"no tree", func(dir string) error { return os.RemoveAll(filepath.Join(dir, "tree")) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			if _, err := w.fetch(t); err != nil {
+				t.Fatal(err)
+			}
+			if err := tc.break_(filepath.Join(w.Dir, version)); err != nil {
+				t.Fatal(err)
+			}
+			if entries, err := w.List(); err != nil || len(entries) != 0 {
+				t.Errorf("the cache has %+v, %v; want nothing", entries, err)
+			}
+			if _, err := w.fetch(t); err != nil {
+				t.Fatal(err)
+			}
+			w.complete(t)
+		})
+	}
+}
+
+// A transport answers requests itself.
+type transport func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements [http.RoundTripper].
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Who comes when all others have just left gets a fetch, not their end.
+func TestJoinedWhatWasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, end := 0, make(chan struct{})
+		c := &driver.Cache{Dir: t.TempDir(), Sources: []string{"https://example.org/"}, Client: transport(func(r *http.Request) (*http.Response, error) {
+			if asked++; asked > 1 {
+				return &http.Response{StatusCode: 404, Body: http.NoBody}, nil
+			}
+			<-end // it takes its time to end
+			return nil, r.Context().Err()
+		})}
+		r := driver.Request{Version: version, URL: "https://example.org/x.run", SHA256: strings.Repeat("0", 64)}
+		first, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			if _, err := c.Fetch(first, r, nil); !errors.Is(err, context.Canceled) {
+				t.Errorf("who left: %v", err)
+			}
+		})
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		all.Go(func() {
+			if _, err := c.Fetch(t.Context(), r, nil); !is[*driver.FetchError](err) {
+				t.Errorf("who came then: %v, want what the server answers", err)
+			}
+		})
+		synctest.Wait()
+		close(end)
+		all.Wait()
+	})
+}
+
+// A server without ranges, whose connections end anywhere, is given up.
+func TestNeverComplete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := &driver.Cache{Dir: t.TempDir(), Sources: []string{"https://example.org/"}, Client: transport(func(*http.Request) (*http.Response, error) {
+			if asked++; asked == 100 {
+				t.Error("asked 100 times")
+				return &http.Response{StatusCode: 404, Body: http.NoBody}, nil
+			}
+			body := strings.NewReader(strings.Repeat("x", 10+10*(asked%2)))
+			return &http.Response{StatusCode: 200, ContentLength: 1000, Body: io.NopCloser(body)}, nil
+		})}
+		_, err := c.Fetch(t.Context(), driver.Request{Version: version, URL: "https://example.org/x.run", SHA256: strings.Repeat("0", 64)}, nil)
+		if !is[*driver.FetchError](err) {
+			t.Errorf("got %v", err)
+		}
+	})
 }

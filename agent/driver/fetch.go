@@ -120,8 +120,8 @@ func (c *Cache) download(ctx context.Context, version string, src source, prefix
 		return false, err
 	}
 	resumed = p.have > 0
+	most := p.have
 	for try := 1; ; try++ {
-		had := p.have
 		err := p.once(ctx, src, prefix)
 		if err == nil {
 			return resumed, file.Sync()
@@ -132,8 +132,8 @@ func (c *Cache) download(ctx context.Context, version string, src source, prefix
 		if invalid, ok := errors.AsType[*InvalidError](err); ok {
 			return resumed, errors.Join(invalid, c.forget(version))
 		}
-		if p.have != had {
-			try = 0
+		if p.have > most { // farther than ever: without ranges each connection begins anew, and may end anywhere
+			try, most = 0, p.have
 		}
 		if !temporary(err) || try >= attempts {
 			if p.have == 0 {
@@ -365,6 +365,9 @@ func (c *Cache) get(ctx context.Context, url string, header http.Header) (*http.
 	client := &http.Client{Transport: c.transport(), CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		if len(via) > 5 {
 			return errors.New("too many redirections")
+		}
+		if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+			return &SourceError{URL: req.URL.String(), Why: "https leads there, and anybody on the way could replace what comes from it"}
 		}
 		_, _, err := c.resolve(req.URL.String())
 		return err

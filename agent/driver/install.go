@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"phoenix.internal/agent/attach"
@@ -192,9 +193,11 @@ func send(w io.Writer, r request, feed func(io.Writer) error) error {
 type answers struct {
 	progress func(Progress) error
 
-	rest []byte // of a line that is not complete
-	last message
-	err  error
+	phase Phase     // that it last spoke of
+	told  time.Time // when progress was last called
+	rest  []byte    // of a line that is not complete
+	last  message
+	err   error
 }
 
 // maxAnswer bounds a line of the process, which the container may have altered.
@@ -230,12 +233,16 @@ func (a *answers) take(line []byte) error {
 		return nil
 	}
 	p := *m.Progress
-	if p.Phase != Copy && p.Phase != Install && p.Phase != Check || p.Done < 0 || p.Total < 0 {
+	order := []Phase{Copy, Install, Check}
+	at := slices.Index(order, p.Phase)
+	if at < 0 || at < slices.Index(order, a.phase) || p.Done < 0 || p.Total < 0 {
 		return fmt.Errorf("%w: progress of %q", ErrHelper, printable(string(p.Phase)))
 	}
-	if a.progress == nil {
+	// The process speaks a few times a second, and what a container has made of it not more often.
+	if a.progress == nil || p.Phase == a.phase && time.Since(a.told) < 100*time.Millisecond {
 		return nil
 	}
+	a.phase, a.told = p.Phase, time.Now()
 	return a.progress(p)
 }
 

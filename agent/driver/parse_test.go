@@ -1,9 +1,11 @@
 package driver_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"phoenix.internal/agent/driver"
 )
@@ -88,5 +90,27 @@ func TestFlags(t *testing.T) {
 				t.Errorf("got %s, want %s", got, tc.want)
 			}
 		})
+	}
+}
+
+// A process that a container has altered does not make the node or the controller busy.
+func TestAnswersOfAHostileContainer(t *testing.T) {
+	const line = `{"progress":{"phase":"copy","done":1,"total":2}}` + "\n"
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		if err := driver.Answer(strings.Repeat(line, 1000), func(driver.Progress) error { told++; return nil }); err != nil || told != 1 {
+			t.Errorf("1000 lines at once: told %d times, %v; want once", told, err)
+		}
+	})
+	for _, tc := range []struct{ name, lines string }{
+		{"backwards", `{"progress":{"phase":"install"}}` + "\n" + line},
+		{"a phase of the node", `{"progress":{"phase":"download"}}` + "\n"},
+		{"negative", `{"progress":{"phase":"copy","done":-1}}` + "\n"},
+		{"no JSON", "\n"},
+		{"a long line", strings.Repeat("x", 1<<20+1)},
+	} {
+		if err := driver.Answer(tc.lines, func(driver.Progress) error { return nil }); !errors.Is(err, driver.ErrHelper) {
+			t.Errorf("%s: got %v", tc.name, err)
+		}
 	}
 }

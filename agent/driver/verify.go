@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -36,7 +37,10 @@ const (
 const (
 	smiTimeout = 60 * time.Second // without a persistence daemon each GPU takes seconds
 	smiOutput  = 256 << 10
+	mostNamed  = 8 // UUIDs in one sentence: the container can make up any number of them
 )
+
+var errTooMuch = fmt.Errorf("more than %d KiB of output", smiOutput>>10)
 
 // Verify uses the driver of a running container: nvidia-smi has to report version and exactly the expected GPUs and MIG
 // devices. That something is wrong is no error; those are an [attach.ErrAttach], an [ErrHelper] or the context's.
@@ -65,10 +69,10 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 	}
 	v.Missing, v.Unexpected = without(expected, v.UUIDs), without(v.UUIDs, expected)
 	if len(v.Missing) > 0 {
-		problem("nvidia-smi does not list %s", strings.Join(v.Missing, ", "))
+		problem("nvidia-smi does not list %s", some(v.Missing))
 	}
 	if len(v.Unexpected) > 0 {
-		problem("nvidia-smi lists %s, which the container should not have", strings.Join(v.Unexpected, ", "))
+		problem("nvidia-smi lists %s, which the container should not have", some(v.Unexpected))
 	}
 	if s.CUDA != "" {
 		v.CUDA = CUDANotRun
@@ -99,7 +103,7 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 
 // smi runs the container's nvidia-smi; why says what went wrong with it.
 func (i *Installer) smi(ctx context.Context, ctid int32, args ...string) (out []byte, why string, err error) {
-	stdout, stderr := &tail{max: smiOutput}, &tail{max: 512}
+	stdout, stderr := &limited{}, &tail{max: 512}
 	process, err := i.Attacher.Start(ctx, attach.Command{
 		CTID: ctid, Argv: append([]string{"nvidia-smi"}, args...), Stdout: stdout, Stderr: stderr, Timeout: smiTimeout,
 	})
@@ -108,6 +112,8 @@ func (i *Installer) smi(ctx context.Context, ctid int32, args ...string) (out []
 	}
 	exit, err := process.Wait()
 	switch {
+	case errors.Is(err, errTooMuch):
+		return nil, errTooMuch.Error(), nil
 	case err != nil:
 		return nil, "", err
 	case exit.NotStarted:
@@ -124,9 +130,19 @@ func (i *Installer) smi(ctx context.Context, ctid int32, args ...string) (out []
 	return stdout.b, "", nil
 }
 
-var (
-	uuidOf = regexp.MustCompile(`(?m)^(GPU|  MIG) .*\(UUID: ((?:GPU|MIG)-[0-9A-Za-z/-]{1,80})\)\s*$`)
-)
+// limited ends a program that prints more than anybody wants to know.
+type limited struct{ b []byte }
+
+// Write implements [io.Writer].
+func (l *limited) Write(b []byte) (int, error) {
+	if len(l.b)+len(b) > smiOutput {
+		return 0, errTooMuch
+	}
+	l.b = append(l.b, b...)
+	return len(b), nil
+}
+
+var uuidOf = regexp.MustCompile(`(?m)^(GPU|  MIG) .*\(UUID: ((?:GPU|MIG)-[0-9A-Za-z/-]{1,80})\)\s*$`)
 
 // listedUUIDs are the devices in the output of nvidia-smi -L: a line per GPU, with lines of its MIG devices below it.
 func listedUUIDs(out []byte) []string {
@@ -148,6 +164,14 @@ func listedUUIDs(out []byte) []string {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// some names the first of them.
+func some(uuids []string) string {
+	if more := len(uuids) - mostNamed; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(uuids[:mostNamed], ", "), more)
+	}
+	return strings.Join(uuids, ", ")
 }
 
 // without returns what is in a and not in b, sorted.

@@ -281,6 +281,33 @@ func TestDriver(t *testing.T) {
 			})
 		}
 	})
+	t.Run("nvidia-smi that is a trap", func(t *testing.T) {
+		smi := w.root(901, "usr/bin/nvidia-smi")
+		whole, err := os.ReadFile(smi)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.write(t, smi, whole)
+		for _, test := range []struct{ name, script, problem string }{
+			{"it prints without end", "exec yes", "nvidia-smi -L: more than 256 KiB of output"},
+			{"it speaks to terminals", `printf '\033]0;x\007' >&2; exit 3`, "nvidia-smi -L: status 3: ?]0;x?"},
+			{"it makes up GPUs", `for n in 1 2 3 4 5 6 7 8 9; do echo "GPU $n: x (UUID: GPU-$n)"; done`,
+				"nvidia-smi lists GPU-1, GPU-2, GPU-3, GPU-4, GPU-5, GPU-6, GPU-7, GPU-8 and 1 more, which the container should not have"},
+			{"it is a FIFO", "", "nvidia-smi -L: "},
+		} {
+			w.write(t, smi, []byte("#!/bin/sh\n"+test.script+"\n"))
+			if test.script == "" {
+				w.inContainer(t, 901, "mv /usr/bin/nvidia-smi /root && mkfifo -m 755 /usr/bin/nvidia-smi")
+			}
+			c := w.verify(t, 901, uuid(0))
+			if c.GetOk() || !slices.ContainsFunc(c.GetProblems(), func(p string) bool { return strings.HasPrefix(p, test.problem) }) {
+				t.Errorf("%s: got %q, want %q", test.name, c.GetProblems(), test.problem)
+			}
+			if test.script == "" {
+				w.inContainer(t, 901, "mv /root/nvidia-smi /usr/bin")
+			}
+		}
+	})
 	t.Run("downgrade and upgrade", func(t *testing.T) {
 		if _, err := w.fetch(t.Context(), older, nil); err != nil {
 			t.Fatal(err)
