@@ -130,6 +130,7 @@ func gpus(in []*typev1.Gpu) []observed.GPU {
 			NVLinkPeers: g.GetNvlinkPeers(),
 			MIGEnabled:  g.GetMigEnabled(),
 			Fault:       fault(g.GetHealth()),
+			VMs:         g.GetVms(),
 		}
 		if g.Minor != nil {
 			o.Minor = int(g.GetMinor())

@@ -30,7 +30,7 @@ func TestObserve(t *testing.T) {
 	minor := int32(3)
 	good := &agent{
 		devices: &typev1.NodeDevices{DriverVersion: "580.76.05", Gpus: []*typev1.Gpu{
-			{Index: 0, Uuid: "GPU-1", PciAddress: "0000:01:00.0", Minor: &minor, Model: "RTX", Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA},
+			{Index: 0, Uuid: "GPU-1", PciAddress: "0000:01:00.0", Minor: &minor, Model: "RTX", Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA, Vms: []int32{100}},
 			{Index: -1, PciAddress: "0000:02:00.0", Driver: typev1.GpuDriver_GPU_DRIVER_VFIO_PCI},
 			{Index: -1, PciAddress: "0000:03:00.0", Driver: typev1.GpuDriver_GPU_DRIVER_UNSPECIFIED},
 		}},
@@ -91,7 +91,7 @@ func TestObserve(t *testing.T) {
 		{
 			Name: "pve1", DriverVersion: "580.76.05", VMs: []int32{100},
 			GPUs: []observed.GPU{
-				{Index: 0, UUID: "GPU-1", PCIAddress: "0000:01:00.0", Minor: 3, Model: "RTX", Driver: "nvidia"},
+				{Index: 0, UUID: "GPU-1", PCIAddress: "0000:01:00.0", Minor: 3, Model: "RTX", Driver: "nvidia", VMs: []int32{100}},
 				{Index: -1, PCIAddress: "0000:02:00.0", Minor: -1, Driver: "vfio-pci"},
 				{Index: -1, PCIAddress: "0000:03:00.0", Minor: -1, Driver: "other"},
 			},

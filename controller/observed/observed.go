@@ -39,6 +39,7 @@ type GPU struct {
 	MIGEnabled  bool        // whether it can be given by its MIG devices only
 	MIG         []MIGDevice // by index
 	Fault       string      // why it is given to no container anew; empty if it is fit
+	VMs         []int32     // virtual machines that would take it from containers at their start, ascending
 }
 
 // A MIGDevice is one compute instance of a GPU.

@@ -184,17 +184,40 @@ func (c *claim) against(r observed.Ref) string {
 		return fmt.Sprintf("%s of node %s cannot be exclusive: CTID %d, which is not in the fleet file, has it", r, c.node.Name, p.unmanaged[0])
 	case c.exclusive() && len(p.managed) > 0:
 		return fmt.Sprintf("%s of node %s cannot be exclusive: it is assigned to CTID %d too", r, c.node.Name, p.managed[0])
+	case c.exclusive() && len(c.card(r).VMs) > 0:
+		return fmt.Sprintf("%s of node %s cannot be exclusive: it is in the conf of %s (hostpci), whose start would take it from CTID %d",
+			r, c.node.Name, vmNames(c.card(r).VMs), c.desired.CTID)
 	}
 	return c.unfit(r)
 }
 
+// card returns the GPU that the ref is of.
+func (c *claim) card(r observed.Ref) observed.GPU {
+	i := slices.IndexFunc(c.node.GPUs, func(g observed.GPU) bool { return slices.ContainsFunc(g.Refs(), r.Same) })
+	if i < 0 {
+		return observed.GPU{}
+	}
+	return c.node.GPUs[i]
+}
+
+func vmNames(vms []int32) string {
+	if len(vms) == 1 {
+		return "VM " + itoa(vms[0])
+	}
+	var all []string
+	for _, vm := range vms {
+		all = append(all, itoa(vm))
+	}
+	return "VMs " + strings.Join(all, ", ")
+}
+
 // unfit says why a GPU is not given anew; "" if it is fit, or the container has it already.
 func (c *claim) unfit(r observed.Ref) string {
-	i := slices.IndexFunc(c.node.GPUs, func(g observed.GPU) bool { return g.Fault != "" && slices.ContainsFunc(g.Refs(), r.Same) })
-	if i < 0 || observed.Has(c.node.Full(c.found.Configured.GPUs), r) {
+	fault := c.card(r).Fault
+	if fault == "" || observed.Has(c.node.Full(c.found.Configured.GPUs), r) {
 		return ""
 	}
-	return fmt.Sprintf("%s of node %s is given to no container anew: %s", r, c.node.Name, c.node.GPUs[i].Fault)
+	return fmt.Sprintf("%s of node %s is given to no container anew: %s", r, c.node.Name, fault)
 }
 
 // have gives GPUs to the container.
@@ -255,6 +278,8 @@ func (c *claim) givable() (refs []observed.Ref) {
 // unusable says why a GPU cannot be given to any container; "" if it can.
 func unusable(g observed.GPU) string {
 	switch {
+	case g.Driver == "vfio-pci" && len(g.VMs) > 0:
+		return "is bound to vfio-pci, for " + vmNames(g.VMs)
 	case g.Driver != "nvidia":
 		return "is bound to " + driverName(g.Driver)
 	case g.Index < 0:
@@ -263,11 +288,17 @@ func unusable(g observed.GPU) string {
 	return ""
 }
 
-// conflicts warns of those who have the same GPUs where the policy allows that.
+// conflicts warns of those who have the same GPUs, or would take them, where the policy allows that.
 func (c *claim) conflicts() {
 	for _, r := range c.GPUs {
 		for _, ctid := range c.book.at(c.node, r).unmanaged {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("%s of node %s is CTID %d's too, which is not in the fleet file", r, c.node.Name, ctid))
+		}
+	}
+	for _, g := range c.own() {
+		if len(g.VMs) > 0 {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s of node %s is in the conf of %s too (hostpci), whose start would take it from CTID %d",
+				g.Ref(), c.node.Name, vmNames(g.VMs), c.desired.CTID))
 		}
 	}
 }

@@ -73,8 +73,12 @@ func TestAssign(t *testing.T) {
 		n.GPUs[1] = observed.GPU{Index: -1, PCIAddress: address(1), Driver: "vfio-pci"}
 		return n
 	}
-	faulty := func(n observed.Node) observed.Node {
-		n.GPUs[0].Fault = "XID 79, fallen off the bus: reboot the node"
+	faulty := func(n observed.Node, gpu int) observed.Node {
+		n.GPUs[gpu].Fault = "XID 79, fallen off the bus: reboot the node"
+		return n
+	}
+	withVMs := func(n observed.Node, gpu int, vms ...int32) observed.Node {
+		n.GPUs[gpu].VMs = vms
 		return n
 	}
 	for _, tt := range []struct {
@@ -136,10 +140,37 @@ func TestAssign(t *testing.T) {
 		{"an exclusive pick comes before a shared one", `"901": {"gpu_assignment": "any:3"}, "902": {"gpu_assignment": "any:1", "gpu_policy": "exclusive"}`,
 			migNode(has(901), has(902)), []string{"none", "ERROR: node pve1 has 2 GPUs left to pick from, and 3 are to be picked; " +
 				"GPU 0 of node pve1 is CTID 902's alone (gpu_policy exclusive); GPU 3 is split by MIG"}},
-		{"not fit, and not had before", `"gpu_assignment": "0"`, faulty(migNode(has(901))), []string{"none",
+		{"not fit, and not had before", `"gpu_assignment": "0"`, faulty(migNode(has(901)), 0), []string{"none",
 			"ERROR: GPU 0 of node pve1 is given to no container anew: XID 79, fallen off the bus: reboot the node"}},
-		{"not fit, and had before", `"gpu_assignment": "0"`, faulty(migNode(has(901, "0"))), []string{"0"}},
-		{"not fit, so not picked", `"gpu_assignment": "any:1"`, faulty(migNode(has(901))), []string{"1"}},
+		{"not fit, and had before", `"gpu_assignment": "0"`, faulty(migNode(has(901, "0")), 0), []string{"0"}},
+		{"a VM's too", `"gpu_assignment": "0"`, withVMs(migNode(has(901)), 0, 300), []string{"0",
+			"warning: GPU 0 of node pve1 is in the conf of VM 300 too (hostpci), whose start would take it from CTID 901"}},
+		{"several VMs' too, exclusive", `"gpu_assignment": "0", "gpu_policy": "exclusive"`, withVMs(migNode(has(901, "0")), 0, 300, 301), []string{"none",
+			"ERROR: GPU 0 of node pve1 cannot be exclusive: it is in the conf of VMs 300, 301 (hostpci), whose start would take it from CTID 901"}},
+		{"a VM's too, its MIG devices told once", `"gpu_assignment": "3:0,3:1"`, withVMs(migNode(has(901)), 3, 300), []string{
+			"3 MIG 0 (2g.20gb), 3 MIG 1 (1g.10gb)",
+			"warning: GPU 3 of node pve1 is in the conf of VM 300 too (hostpci), whose start would take it from CTID 901"}},
+		{"another GPU is a VM's", `"gpu_assignment": "0"`, withVMs(migNode(has(901)), 1, 300), []string{"0"}},
+		{"a VM's: not picked while another is there", `"gpu_assignment": "any:1"`,
+			withVMs(migNode(has(901), has(950, "1"), has(951, "2")), 0, 300), []string{"1",
+				"warning: GPU 1 of node pve1 is CTID 950's too, which is not in the fleet file"}},
+		{"a VM's: not picked, be it the linked one", `"gpu_assignment": "any:2"`, withVMs(migNode(has(901)), 1, 300), []string{"0, 2"}},
+		{"a VM's: picked where no other is there", `"gpu_assignment": "any:3"`, withVMs(migNode(has(901)), 0, 300), []string{"0, 1, 2",
+			"warning: GPU 0 of node pve1 is in the conf of VM 300 too (hostpci), whose start would take it from CTID 901"}},
+		{"a VM's: never picked to be exclusive", `"gpu_assignment": "any:3", "gpu_policy": "exclusive"`, withVMs(migNode(has(901)), 0, 300), []string{"none",
+			"ERROR: node pve1 has 2 GPUs left to pick from, and 3 are to be picked; GPU 0 of node pve1 cannot be exclusive: " +
+				"it is in the conf of VM 300 (hostpci), whose start would take it from CTID 901; GPU 3 is split by MIG"}},
+		{"a VM's, and picked before: kept", `"gpu_assignment": "any:1"`, withVMs(migNode(has(901, "1")), 1, 300), []string{"1",
+			"warning: GPU 1 of node pve1 is in the conf of VM 300 too (hostpci), whose start would take it from CTID 901"}},
+		{"a VM's, and picked before to be exclusive: another", `"gpu_assignment": "any:1", "gpu_policy": "exclusive"`,
+			withVMs(migNode(has(901, "1")), 1, 300), []string{"0"}},
+		{"profile of a VM's GPU, exclusive", `"gpu_assignment": "2g.20gb", "gpu_policy": "exclusive"`, withVMs(migNode(has(901)), 3, 300), []string{"none",
+			"ERROR: node pve1 has no free MIG device 2g.20gb; it has 3:0 (2g.20gb, VM 300), 3:1 (1g.10gb, VM 300), 3:2 (1g.10gb, VM 300)"}},
+		{"a running VM has it", `"gpu_assignment": "02:00.0"`, withVMs(vfio(migNode(has(901))), 1, 300), []string{"none",
+			"ERROR: 0000:02:00.0 of node pve1 is bound to vfio-pci, for VM 300; bind it to nvidia, or assign another"}},
+		{"not fit, and its profile", `"gpu_assignment": "2g.20gb"`, faulty(migNode(has(901)), 3), []string{"none",
+			"ERROR: node pve1 has no free MIG device 2g.20gb; it has 3:0 (2g.20gb, faulty), 3:1 (1g.10gb, faulty), 3:2 (1g.10gb, faulty)"}},
+		{"not fit, so not picked", `"gpu_assignment": "any:1"`, faulty(migNode(has(901)), 0), []string{"1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			containers := tt.fleet

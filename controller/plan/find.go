@@ -71,7 +71,7 @@ func (c *claim) gpu(s fleet.Selector) *observed.GPU {
 	for _, g := range c.node.GPUs {
 		switch {
 		case g.Index < 0:
-			elsewhere += "; " + g.PCIAddress + " is bound to " + driverName(g.Driver)
+			elsewhere += "; " + g.PCIAddress + " " + unusable(g)
 		case s.Kind == fleet.ByUUID && g.UUID == "":
 			has = append(has, fmt.Sprintf("GPU %d, whose UUID is not known yet", g.Index))
 		case s.Kind == fleet.ByUUID:
@@ -175,7 +175,7 @@ func (c *claim) stayed(s fleet.Selector, now observed.Ref) bool {
 	if i := slices.IndexFunc(c.node.GPUs, func(g observed.GPU) bool { return g.UUID == was.UUID }); i >= 0 {
 		where = fmt.Sprintf("is GPU %d", c.node.GPUs[i].Index)
 		if c.node.GPUs[i].Index < 0 {
-			where = "is bound to " + driverName(c.node.GPUs[i].Driver)
+			where = unusable(c.node.GPUs[i])
 		}
 	}
 	moved := fmt.Sprintf("GPU %d of node %s was %s when it was last applied, which now %s; now it is %s", s.Index, c.node.Name, was.UUID, where, now.UUID)

@@ -10,22 +10,23 @@ import (
 )
 
 // pick picks what is still missing: MIG devices that nobody has, and the GPUs that are shared least, near to each other
-// and to those that the container has.
+// and to those that the container has. What a virtual machine would take comes last.
 func (c *claim) pick() {
 	if len(c.Errors) > 0 {
 		return // it would only take from others what it cannot have
 	}
 	for _, profile := range c.profiles {
-		refs := c.givable()
-		free := func(r observed.Ref) bool {
-			return r.IsMIG && r.MIG.Profile == profile && len(c.book.at(c.node, r).all()) == 0
+		var free []observed.Ref
+		for _, r := range c.givable() {
+			if r.IsMIG && r.MIG.Profile == profile && len(c.book.at(c.node, r).all()) == 0 && c.against(r) == "" {
+				free = append(free, r)
+			}
 		}
-		i := slices.IndexFunc(refs, free)
-		if i < 0 {
-			c.errorf("node %s has no free MIG device %s; it has %s", c.node.Name, profile, commas(c.taken(refs)))
+		if len(free) == 0 {
+			c.errorf("node %s has no free MIG device %s; it has %s", c.node.Name, profile, commas(c.taken(c.givable())))
 			continue
 		}
-		c.have(refs[i])
+		c.have(slices.MinFunc(free, func(a, b observed.Ref) int { return cmp.Compare(len(c.card(a).VMs), len(c.card(b).VMs)) }))
 	}
 	if c.picks == 0 {
 		return
@@ -54,8 +55,13 @@ func (c *claim) taken(refs []observed.Ref) (all []string) {
 			continue
 		}
 		who := "free"
-		if holders := c.book.at(c.node, r).all(); len(holders) > 0 {
+		switch holders := c.book.at(c.node, r).all(); {
+		case len(holders) > 0:
 			who = "CTID " + itoa(holders[0])
+		case c.unfit(r) != "":
+			who = "faulty"
+		case c.against(r) != "":
+			who = vmNames(c.card(r).VMs)
 		}
 		all = append(all, fmt.Sprintf("%d:%d (%s, %s)", r.Index, r.MIG.Index, r.MIG.Profile, who))
 	}
@@ -102,17 +108,18 @@ func (c *claim) own() (gpus []observed.GPU) {
 type candidate struct {
 	gpu     observed.GPU
 	ref     observed.Ref
-	sharers int // how many have it
+	sharers int // how many containers have it
 }
 
 // best picks n of the candidates, which are in the order of their PCI addresses. It grows a set from each of those that
-// are shared least and takes the best of them.
+// are best alone and takes the best of them.
 func best(candidates []candidate, n int, own []observed.GPU) []candidate {
-	least := slices.MinFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.sharers, b.sharers) }).sharers
+	alone := func(c candidate) score { return score{vms: len(c.gpu.VMs), sharers: c.sharers} }
+	least := alone(slices.MinFunc(candidates, func(a, b candidate) int { return alone(a).compare(alone(b)) }))
 	var picked []candidate
 	var worth score
 	for _, seed := range candidates {
-		if seed.sharers > least {
+		if alone(seed) != least {
 			continue
 		}
 		set, s := grow(seed, candidates, n, own)
@@ -123,12 +130,12 @@ func best(candidates []candidate, n int, own []observed.GPU) []candidate {
 	return picked
 }
 
-// A score tells how good a set of GPUs is: fewer sharers first, then more pairs that NVLink connects, then more on the
-// same NUMA node.
-type score struct{ sharers, links, neighbours int }
+// A score tells how good a set of GPUs is: fewer virtual machines that would take them first, then fewer containers that
+// share them, then more pairs that NVLink connects, then more on the same NUMA node.
+type score struct{ vms, sharers, links, neighbours int }
 
 func (s score) compare(other score) int {
-	return cmp.Or(cmp.Compare(s.sharers, other.sharers), cmp.Compare(other.links, s.links), cmp.Compare(other.neighbours, s.neighbours))
+	return cmp.Or(cmp.Compare(s.vms, other.vms), cmp.Compare(s.sharers, other.sharers), cmp.Compare(other.links, s.links), cmp.Compare(other.neighbours, s.neighbours))
 }
 
 func grow(seed candidate, candidates []candidate, n int, own []observed.GPU) (set []candidate, total score) {
@@ -136,10 +143,10 @@ func grow(seed candidate, candidates []candidate, n int, own []observed.GPU) (se
 	add := func(c candidate, s score) {
 		set = append(set, c)
 		near = append(near, c.gpu)
-		total = score{total.sharers + s.sharers, total.links + s.links, total.neighbours + s.neighbours}
+		total = score{total.vms + s.vms, total.sharers + s.sharers, total.links + s.links, total.neighbours + s.neighbours}
 	}
 	worth := func(c candidate) score {
-		s := score{sharers: c.sharers}
+		s := score{vms: len(c.gpu.VMs), sharers: c.sharers}
 		for _, g := range near {
 			if slices.Contains(c.gpu.NVLinkPeers, g.PCIAddress) {
 				s.links++
