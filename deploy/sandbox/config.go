@@ -95,6 +95,10 @@ func (s *Sandbox) writeAgentConfig(n *Node) error {
 			return err
 		}
 	}
+	sources := ""
+	if s.Fleet != "" { // only then are there containers that drivers are installed in
+		sources = "driver_sources: [" + installersDir + "/]\n"
+	}
 	return writeFile(filepath.Join(etc, "agent.yaml"), ourMark(s.Dir)+`
 kernel_log: `+nvidia.KernelLogFile+`
 nvml_program: /usr/bin/phoenix-nvml
@@ -102,7 +106,7 @@ tls:
   cert_file: /etc/phoenix/tls/agent.pem
   key_file: /etc/phoenix/tls/agent-key.pem
   ca_file: /etc/phoenix/tls/ca.pem
-`, 0o644)
+`+sources, 0o644)
 }
 
 func writeSamples(dir string) error {

@@ -15,12 +15,17 @@ import (
 
 	"phoenix.internal/agent/pveconf"
 	"phoenix.internal/deploy/sandbox/lxcconf"
+	"phoenix.internal/deploy/sandbox/runfile"
 )
 
-// populate makes a container for each entry of the fleet file and starts those that can be started.
+// populate makes a container for each entry of the fleet file, with a C library as Debian's templates have, and starts
+// those that can be started.
 func (s *Sandbox) populate(ctx context.Context, fleet *fleetFile) error {
 	withGPU := 0
 	placed := fleet.spread(s.Nodes)
+	if err := runfile.AddGlibc(s.glibc(), 0); err != nil {
+		return err
+	}
 	for _, c := range fleet.Containers {
 		leftovers := len(c.GPUs) > 0 && withGPU%3 == 0
 		if len(c.GPUs) > 0 {
@@ -29,6 +34,9 @@ func (s *Sandbox) populate(ctx context.Context, fleet *fleetFile) error {
 		n := placed[c.CTID]
 		if err := s.AddContainer(n.Name, c.CTID, []byte(c.conf(leftovers))); err != nil {
 			return err
+		}
+		if err := s.addGlibc(n.Name, c.CTID, c.Unprivileged); err != nil {
+			return fmt.Errorf("C library of %d: %w", c.CTID, err)
 		}
 		if c.HealthCheck != "" {
 			if err := s.addHealthCheck(n.Name, c.CTID, c.HealthCheck, c.Unprivileged); err != nil {

@@ -25,11 +25,7 @@ const ControllerName = "phoenix-controller"
 func (s *Sandbox) AwaitServing(ctx context.Context, address, server string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	config, err := s.ClientTLS(server)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	conn, err := s.connect(address, server)
 	if err != nil {
 		return err
 	}
@@ -51,6 +47,15 @@ func (s *Sandbox) AwaitServing(ctx context.Context, address, server string) erro
 			conn.ResetConnectBackoff()
 		}
 	}
+}
+
+// connect makes a connection with the CLI's identity to a server of this name.
+func (s *Sandbox) connect(address, server string) (*grpc.ClientConn, error) {
+	config, err := s.ClientTLS(server)
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
 }
 
 // ClientTLS is the TLS configuration with which the CLI's identity connects to a server of this name.

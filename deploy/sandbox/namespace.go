@@ -143,6 +143,7 @@ func (n *Node) mount(dir string) error {
 	})
 	m.extend("/var/lib", m.keep("/var/lib"), map[string]string{
 		"lxc": dir + "/var-lib-lxc", "phoenix": dir + "/var-lib-phoenix",
+		filepath.Base(installersDir): dir + "/installers",
 	})
 	if m.err != nil {
 		return m.err

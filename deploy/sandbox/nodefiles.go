@@ -39,7 +39,7 @@ func (n *Node) writeFiles(dir, pct string) error {
 	}
 	for _, path := range append([]string{
 		"pve/nodes/" + n.Name + "/lxc", "pve/nodes/" + n.Name + "/qemu-server", "pve/priv", "pve/ha",
-		"proc/driver", "pci/devices", "pci/drivers", "var-lib-lxc", "var-lib-phoenix", "etc-phoenix/tls",
+		"proc/driver", "pci/devices", "pci/drivers", "var-lib-lxc", "var-lib-phoenix", "installers", "etc-phoenix/tls",
 	}, runDirs...) {
 		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
 			return err

@@ -127,7 +127,7 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
-// startAll starts everything and waits until it answers.
+// startAll starts everything, waits until it answers, and brings the driver to each node.
 func (d *demo) startAll(ctx context.Context) error {
 	type party struct{ name, server, address string }
 	var parties []party
@@ -144,6 +144,11 @@ func (d *demo) startAll(ctx context.Context) error {
 	for _, p := range parties {
 		if err := d.sandbox.AwaitServing(ctx, p.address, p.server); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	for _, n := range d.sandbox.Nodes {
+		if err := d.sandbox.FetchDriver(ctx, n.Name); err != nil {
+			return err
 		}
 	}
 	return nil

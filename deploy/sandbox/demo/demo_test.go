@@ -43,9 +43,10 @@ func (d *demo) run(command string, args ...string) (string, error) {
 }
 
 func TestDemo(t *testing.T) {
-	d := newDemo(t, `{"lxc_configs": {
-		"901": {"name": "both", "unprivileged": true, "gpu_assignment": "0,1"},
-		"902": {"name": "second", "gpu_assignment": "1", "passthrough_mode": "native"},
+	// The sandbox has the driver of this version, and its nodes cannot reach this address.
+	d := newDemo(t, `{"nvidia_driver_version": "580.76.05", "nvidia_runfile_url": "https://us.download.nvidia.com/580.76.05.run", "lxc_configs": {
+		"901": {"name": "both", "unprivileged": true, "gpu_assignment": "0,1", "features": ["nvidia"]},
+		"902": {"name": "second", "gpu_assignment": "1", "passthrough_mode": "native", "clone_from_ctid": 901},
 		"903": {"name": "none", "unprivileged": true, "gpu_assignment": "none", "features": ["base_setup"]}}}`)
 	for _, turn := range []string{"from nothing", "over one that is up"} {
 		out, err := d.run("demo", d.args...)
@@ -53,6 +54,12 @@ func TestDemo(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", turn, err, out)
 		}
 		for _, want := range []string{
+			"901 both on pve1: install driver: done",
+			"902 second on pve1: install driver: done",
+			": driver 580.76.05 is installed\n",
+			"901 both on pve1: verify driver: done",
+			"902 second on pve1: verify driver: done",
+			": driver 580.76.05 shows exactly what is assigned",
 			"0,1 open (no driver)\n",
 			"1 open (no driver); 0 absent\n",
 			"0,1 absent\n",

@@ -43,6 +43,11 @@ func newNodes(t *testing.T, o sandboxtest.Options) *world {
 	}
 	for _, n := range w.nodes {
 		n.StartAgent()
+		if o.Fleet != "" { // its containers may want the driver
+			if err := w.FetchDriver(t.Context(), n.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if w.fleet == "" {
 		w.fleet = filepath.Join(t.TempDir(), "phoenix_lxc_configs.json")

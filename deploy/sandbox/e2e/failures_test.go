@@ -316,15 +316,19 @@ func moveUVM(t *testing.T, n *sandboxtest.Node) int {
 // all the same.
 func TestFailure11_NoNvidiaFeature(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, sandboxtest.Options{})
+	fleet := filepath.Join(t.TempDir(), "phoenix_lxc_configs.json")
+	if err := os.WriteFile(fleet, []byte(`{"lxc_configs": {
+		"901": {"unprivileged": true, "gpu_assignment": "0", "features": ["nvidia"]},
+		"911": {"unprivileged": true, "gpu_assignment": "1", "clone_from_ctid": "901", "features": ["vllm"]}}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, sandboxtest.Options{Fleet: fleet})
 	n := w.nodes[0]
-	startWith(n, 901, conf(901))
-	startWith(n, 911, conf(911))
-	// These containers have no C library, so no driver can be installed.
-	w.setFleet(`"901": {"gpu_assignment": "0", "features": ["nvidia"], "driver_mode": "none"},
-		"911": {"gpu_assignment": "1", "clone_from_ctid": "901", "features": ["vllm"], "driver_mode": "none"}`)
 
-	w.cli("apply")
+	out := w.cli("apply")
+	if want := ": driver " + n.Driver + " shows exactly what is assigned"; strings.Count(out, want) != 2 {
+		t.Errorf("apply does not say %q of two containers:\n%s", want, out)
+	}
 	reaches(t, n, 901, "nvidia0 nvidia1=ENOENT"+control)
 	reaches(t, n, 911, "nvidia0=ENOENT nvidia1"+control)
 }
