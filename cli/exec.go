@@ -271,9 +271,17 @@ func ended(s *session, o execOptions, exit *typev1.ExecExit) error {
 	return &commandExit{code: int(exit.GetCode())}
 }
 
+// notFound is the status of a command that is not there, as shells have it.
+const notFound = 127
+
 // remarksOn returns what a person should know about the end of a command besides its status.
 func remarksOn(o execOptions, exit *typev1.ExecExit) []string {
 	var remarks []string
+	if exit.GetNotStarted() && exit.GetCode() == notFound {
+		// The kernel says ENOENT for both, and whoever sees the file does not think of the second.
+		remarks = append(remarks, "the container has no such program, or lacks what that needs to start: "+
+			"the loader of its C library (a program for glibc in a container with musl, or the other way round) or the interpreter of a script")
+	}
 	if exit.GetTimedOut() {
 		remarks = append(remarks, fmt.Sprintf("the command was ended because its time of %v was over; --timeout gives more", o.timeout))
 	}

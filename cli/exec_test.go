@@ -107,6 +107,10 @@ func TestExecEnd(t *testing.T) {
 		{"not found", "exec 901 x", func(r remote) error {
 			return errors.Join(r.stderr("x: not found\n"), r.exit(done(127)))
 		}, result{stderr: "x: not found\n", code: 127}},
+		{"not started", "exec 901 x", func(r remote) error {
+			return r.exit(&typev1.ExecExit{Code: 127, OutputComplete: true, NotStarted: true})
+		}, result{stderr: "phoenix-cli: exec in CTID 901: the container has no such program, or lacks what that needs to start: the loader of its " +
+			"C library (a program for glibc in a container with musl, or the other way round) or the interpreter of a script\n", code: 127}},
 		{"both streams, as they are", "exec 901 x", func(r remote) error {
 			return errors.Join(r.stdout("a\x1b[1m\x00\xff"), r.stderr("b\r\n"), r.stdout("c"), r.exit(done(0)))
 		}, result{stdout: "a\x1b[1m\x00\xffc", stderr: "b\r\n"}},

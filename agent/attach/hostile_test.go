@@ -1,6 +1,7 @@
 package attach_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -94,6 +95,15 @@ func TestHostile(t *testing.T) {
 		{name: "an interpreter that is not there", setup: "printf '#!/bin/nosuch\\n' >/tmp/s; chmod 755 /tmp/s",
 			command: attach.Command{Argv: []string{"/tmp/s"}}, exit: with(func(e *attach.Exit) { e.Code, e.NotStarted = 127, true }),
 			stderr: "lxc-attach: CTID: ../src/lxc/attach.c: lxc_attach_run_command: 1841 No such file or directory - Failed to exec \"/tmp/s\"\n"},
+		{name: "a program for musl, in a container without it", config: lxctest.Config{Unprivileged: true}, prepare: putMusl,
+			command: attach.Command{Argv: []string{"/bin/for-musl"}}, exit: with(func(e *attach.Exit) { e.Code, e.NotStarted = 127, true }),
+			stderr: "lxc-attach: CTID: ../src/lxc/attach.c: lxc_attach_run_command: 1841 No such file or directory - Failed to exec \"/bin/for-musl\"\n"},
+		{name: "a program for musl, for a user", prepare: putMusl,
+			command: attach.Command{User: "5:5", Argv: []string{"/bin/for-musl"}}, exit: with(func(e *attach.Exit) { e.Code, e.NotStarted = 127, true }),
+			stderr: "/bin/for-musl: no such file or directory\n"},
+		{name: "process limit reached before the command", config: lxctest.Config{Unprivileged: true, Lines: []string{"lxc.prlimit.nproc = 2"}},
+			command: attach.Command{Argv: []string{"sh", "-c", "true | true; echo $?"}}, exit: with(func(e *attach.Exit) { e.Code = 2 }),
+			stderr: "sh: can't fork: Resource temporarily unavailable\n"},
 		{name: "a program of another machine", setup: "printf '\\177ELF\\002\\001\\001' >/tmp/s; chmod 755 /tmp/s",
 			command: attach.Command{User: "0:0", Argv: []string{"/tmp/s"}}, exit: with(func(e *attach.Exit) { e.Code = 127 }),
 			stderr: "/tmp/s: line 1: \x7fELF\x02\x01\x01: not found\n"},
@@ -144,6 +154,22 @@ func TestHostile(t *testing.T) {
 				t.Errorf("stdout %.200q, stderr %.400q, want %.200q, %q", stdout, stderr, test.stdout, test.stderr)
 			}
 		})
+	}
+}
+
+// putMusl puts a program into the container that wants musl's loader: the machine's own, with that name in it.
+func putMusl(t *testing.T, c *lxctest.Container) {
+	t.Helper()
+	program, err := os.ReadFile("/usr/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const glibc, musl = "/lib64/ld-linux-x86-64.so.2\x00", "/lib/ld-musl-x86_64.so.1\x00\x00\x00\x00"
+	if !bytes.Contains(program, []byte(glibc)) {
+		t.Skip("this machine's programs have another loader")
+	}
+	if err := os.WriteFile(filepath.Join(c.Rootfs, "bin/for-musl"), bytes.Replace(program, []byte(glibc), []byte(musl), 1), 0o755); err != nil {
+		t.Fatal(err)
 	}
 }
 
