@@ -15,7 +15,8 @@ import (
 )
 
 // Applied is a passthrough as it was set through the agent. It tells later what an index meant then, and what is to be
-// there after a boot.
+// there after a boot. With the roll-back of a conf the record that went with it comes back; a revision that is restored
+// brings none, as nobody knows what an index meant to it.
 type Applied struct {
 	Assignment string       `json:"assignment,omitempty"` // in the words of the fleet file
 	GPUs       []AppliedGPU `json:"gpus"`
@@ -127,6 +128,10 @@ func (m *Manager) applied(ctid int32) *Applied {
 func (m *Manager) recordApplied(ctid int32, a *Applied) error {
 	m.records.mu.Lock()
 	defer m.records.mu.Unlock()
+	return m.recordAppliedLocked(ctid, a)
+}
+
+func (m *Manager) recordAppliedLocked(ctid int32, a *Applied) error {
 	m.loadAppliedLocked()
 	if a == nil {
 		if err := m.drop(appliedKind, ctid); err != nil {
@@ -146,16 +151,18 @@ func (m *Manager) recordApplied(ctid int32, a *Applied) error {
 // number.
 func (m *Manager) forgetApplied(ctids []int32) {
 	m.records.mu.Lock()
+	defer m.records.mu.Unlock()
 	m.loadAppliedLocked()
-	var gone []int32
 	for ctid := range m.records.all {
-		if !slices.Contains(ctids, ctid) {
-			gone = append(gone, ctid)
+		if slices.Contains(ctids, ctid) {
+			continue
 		}
-	}
-	m.records.mu.Unlock()
-	for _, ctid := range gone {
-		if err := m.recordApplied(ctid, nil); err != nil {
+		// Since the containers were listed this one may have been made, and its passthrough been set. Under the lock it
+		// cannot be recorded after this look.
+		if _, err := m.Confs.Read(ctid); !errors.Is(err, confstore.ErrNotFound) {
+			continue
+		}
+		if err := m.recordAppliedLocked(ctid, nil); err != nil {
 			m.Log.Warn("record of a container that is gone stays", "ctid", ctid, "err", err)
 		}
 	}

@@ -41,6 +41,7 @@ type unprovenEdit struct {
 	Revision int64    `json:"revision"` // holds what was before the first such edit
 	Instance string   `json:"instance"` // that ran at the first such edit; empty if none did
 	After    [][]byte `json:"after"`    // what the last such edit writes, and before it what the one before wrote
+	Applied  *Applied `json:"applied"`  // the record that went with Revision; nil: there was none
 }
 
 // unknownInstance is recorded of a container that could not be observed.
@@ -103,7 +104,7 @@ func (m *Manager) recordUnproven(ctid int32, instance string, res confstore.Resu
 		return err
 	}
 	if !ok || edit.provenBy(instance) {
-		edit = unprovenEdit{Revision: res.Revision, Instance: instance}
+		edit = unprovenEdit{Revision: res.Revision, Instance: instance, Applied: m.applied(ctid)}
 	} else if n := len(edit.After); n > 0 {
 		edit.After = edit.After[n-1:]
 	}

@@ -271,3 +271,42 @@ func TestAppliedAfterARefusedEdit(t *testing.T) {
 		t.Errorf("recorded (-want +got):\n%s", diff)
 	}
 }
+
+// After a roll-back the record tells again what the conf gives: the boot guard goes by it.
+func TestAppliedAfterARollBack(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		before func(t *testing.T, n *agenttest.Node)
+	}{
+		{"applied before", func(t *testing.T, n *agenttest.Node) { patch(t, n, give(1)) }},
+		{"never applied", func(*testing.T, *agenttest.Node) {}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNode(t)
+			n.PutConf(901, plain)
+			test.before(t, n)
+			start(t, n)
+			before := get(t, n).Applied
+			patch(t, n, container.SetProperty{Key: "memory", Value: "1024"})
+			patch(t, n, give(0))
+			n.Runtime.RefuseStart(refuseGPU)
+			if _, err := n.Manager.Restart(t.Context(), 901, quickly, silent); err == nil {
+				t.Fatal("the start was not refused")
+			}
+			if diff := cmp.Diff(before, get(t, n).Applied); diff != "" {
+				t.Errorf("recorded (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A container that was made after the others were listed keeps its record.
+func TestAppliedOfANewContainer(t *testing.T) {
+	n := newNode(t)
+	n.PutConf(901, plain)
+	patch(t, n, give(0))
+	n.Manager.ForgetApplied(nil)
+	if get(t, n).Applied == nil {
+		t.Error("the record is gone")
+	}
+}

@@ -300,6 +300,9 @@ func (m *Manager) start(ctx context.Context, ctid int32, opts RestartOptions, pr
 	if err := m.rollBack(ctx, ctid, edit, by); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; its old conf could not be put back: revision %d: %w", startErr, edit.Revision, err)}
 	}
+	if err := m.recordApplied(ctid, edit.Applied); err != nil {
+		m.Log.Warn("record of what was applied is not that of the old conf", "ctid", ctid, "err", err)
+	}
 	if err := m.startPatiently(ctx, ctid); err != nil {
 		return &StartError{CTID: ctid, Err: fmt.Errorf("%w; nor with its old conf, revision %d, which is in place again: %w", startErr, edit.Revision, err)}
 	}

@@ -452,7 +452,8 @@ type Container struct {
 	InitPid int32 `protobuf:"varint,14,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"`
 	// Output only. When the present init was started. Absent if the container does not run.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Output only. The passthrough that was last set through the agent, as it was then. Absent if none ever was.
+	// Output only. The passthrough that was last set through the agent, as it was then; after a roll-back that of the conf that
+	// is back, after a restored revision still the last. Absent if none was set.
 	Applied       *Applied `protobuf:"bytes,16,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
