@@ -31,7 +31,11 @@ func (s *Sandbox) FetchDriver(ctx context.Context, node string) error {
 	}
 	o := runfile.Options{Version: n.Driver}
 	for _, g := range n.GPUs {
-		o.GPUs = append(o.GPUs, runfile.GPU{Minor: g.Minor, Model: g.Model, UUID: g.UUID})
+		card := runfile.GPU{Minor: g.Minor, Model: g.Model, UUID: g.UUID}
+		for _, d := range g.MIG.Devices {
+			card.MIGDevices = append(card.MIGDevices, runfile.MIGDevice{Minor: g.CapabilityMinor(d), Profile: d.Profile, UUID: d.UUID})
+		}
+		o.GPUs = append(o.GPUs, card)
 	}
 	content, name := runfile.New(o), runfile.Name(n.Driver)
 	if err := writeFile(filepath.Join(s.NodeDir(node), "installers", name), string(content), 0o644); err != nil {

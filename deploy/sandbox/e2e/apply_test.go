@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -64,5 +66,29 @@ func TestApply(t *testing.T) {
 			}
 			w.noTemporaryFiles()
 		})
+	}
+}
+
+// With the driver a container sees its MIG device, and not the others of the same card.
+func TestApplyDriverMIG(t *testing.T) {
+	t.Parallel()
+	fleet := filepath.Join(t.TempDir(), "phoenix_lxc_configs.json")
+	if err := os.WriteFile(fleet, []byte(`{"lxc_configs": {
+		"901": {"unprivileged": true, "gpu_assignment": "0:1", "features": ["nvidia"]},
+		"902": {"gpu_assignment": "0:0,1", "features": ["nvidia"], "passthrough_mode": "native"}}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, sandboxtest.Options{Shapes: []string{"mig"}, Fleet: fleet})
+	w.cli("apply")
+	n := w.nodes[0]
+	devices := n.GPUs[0].MIG.Devices
+	for ctid, want := range map[int32]string{
+		901: fmt.Sprintf("GPU 0: %s (UUID: %s)\n  MIG 1g.10gb         Device  0: (UUID: %s)\n", n.GPUs[0].Model, n.GPUs[0].UUID, devices[1].UUID),
+		902: fmt.Sprintf("GPU 0: %s (UUID: %s)\n  MIG 3g.40gb         Device  0: (UUID: %s)\nGPU 1: %s (UUID: %s)\n",
+			n.GPUs[0].Model, n.GPUs[0].UUID, devices[0].UUID, n.GPUs[1].Model, n.GPUs[1].UUID),
+	} {
+		if got, stderr, _ := n.Attach(ctid, "nvidia-smi -L"); got != want {
+			t.Errorf("nvidia-smi in %d prints\n%s%swant\n%s", ctid, got, stderr, want)
+		}
 	}
 }

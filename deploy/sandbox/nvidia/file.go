@@ -117,6 +117,9 @@ const (
 func giMinor(gpu, gi int) int     { return firstInstanceMinor + (gpu*gpuInstances+gi)*minorsOfGPUInstance }
 func ciMinor(gpu, gi, ci int) int { return giMinor(gpu, gi) + 1 + ci }
 
+// CapabilityMinor is the minor of the node in /dev/nvidia-caps of a MIG device's compute instance.
+func (g *GPU) CapabilityMinor(d MIGDevice) int { return ciMinor(g.Minor, d.GI, d.CI) }
+
 // migMinors is /proc/driver/nvidia-caps/mig-minors.
 var migMinors = sync.OnceValue(func() string {
 	var b strings.Builder

@@ -29,7 +29,14 @@ type GPU struct {
 	Minor      int
 	Model      string
 	UUID       string
-	MIGDevices []string // their UUIDs; listed whatever nodes there are
+	MIGDevices []MIGDevice // that nvidia-smi lists where their capability nodes are
+}
+
+// A MIGDevice is what nvidia-smi says of one.
+type MIGDevice struct {
+	Minor   int // of the node in /dev/nvidia-caps of its compute instance
+	Profile string
+	UUID    string
 }
 
 // Name is the name of a version's file.
@@ -83,7 +90,11 @@ func New(o Options) []byte {
 func gpuLines(gpus []GPU) string {
 	var b strings.Builder
 	for _, g := range gpus {
-		fmt.Fprintf(&b, "gpu %d '%s' %s %s\n", g.Minor, g.Model, g.UUID, strings.Join(g.MIGDevices, " "))
+		fmt.Fprintf(&b, "gpu %d '%s' %s", g.Minor, g.Model, g.UUID)
+		for _, d := range g.MIGDevices {
+			fmt.Fprintf(&b, " %d:%s:%s", d.Minor, d.Profile, d.UUID)
+		}
+		b.WriteString("\n")
 	}
 	return b.String()
 }

@@ -24,7 +24,7 @@ for a; do
 	esac
 done
 n=0
-gpu() { # minor model uuid [MIG...]
+gpu() { # minor model uuid [minor:profile:uuid of a MIG device...]
 	[ -c "/dev/nvidia$1" ] || return 0
 	model=$2 uuid=$3
 	shift 3
@@ -32,7 +32,9 @@ gpu() { # minor model uuid [MIG...]
 		echo "GPU $n: $model (UUID: $uuid)"
 		m=0
 		for mig; do
-			echo "  MIG 1g.10gb     Device  $m: (UUID: $mig)"
+			[ -c "/dev/nvidia-caps/nvidia-cap${mig%%:*}" ] || continue
+			mig=${mig#*:}
+			printf '  MIG %-15s Device %2d: (UUID: %s)\n' "${mig%%:*}" $m "${mig#*:}"
 			m=$((m + 1))
 		done
 	else
