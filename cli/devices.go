@@ -18,7 +18,7 @@ func (p *Program) devicesCommand() *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
 		Use:   "devices",
-		Short: "List the GPUs of the nodes, their device nodes and who has them",
+		Short: "List the GPUs of the nodes and their MIG devices, their device nodes and who has them",
 		Args:  exactly(),
 		RunE: p.connected(func(ctx context.Context, s *session, _ []string) error {
 			return devices(ctx, s, node)
@@ -39,10 +39,13 @@ func devices(ctx context.Context, s *session, node string) error {
 		return errors.Join(output.WriteJSON(s.out, r), unreachable(r.GetUnreachable()))
 	}
 	t := output.NewTable(s.paint, "node", "GPU", "model", "memory", "bound to", "device", "numbers", "mode", "PCI address",
-		"NUMA", "UUID", "CTIDs")
+		"NUMA", "UUID", "CTIDs", "VMs")
 	for _, n := range r.GetNodes() {
 		for _, g := range n.GetGpus() {
 			gpuRow(t, n.GetNode(), g)
+			for _, m := range g.GetMigDevices() {
+				migRow(t, n.GetNode(), g, m)
+			}
 		}
 	}
 	if err := t.Write(s.out); err != nil {
@@ -101,7 +104,19 @@ func gpuRow(t *output.Table, node string, g *typev1.Gpu) {
 		}
 	}
 	t.Row(node, index, g.GetModel(), memory, bound, path, numbers, mode, g.GetPciAddress(), numa, g.GetUuid(),
-		joinInts(g.GetCtids()))
+		joinInts(g.GetCtids()), joinInts(g.GetVms()))
+}
+
+// migRow adds a MIG device below its GPU. Of its capability nodes only one that is not usable is told.
+func migRow(t *output.Table, node string, g *typev1.Gpu, m *typev1.MigDevice) {
+	r := &ledgerRow{gpu: g, mig: m}
+	var mode output.Cell
+	for _, d := range m.GetDeviceNodes() {
+		if d.GetState() != typev1.DeviceNodeState_DEVICE_NODE_STATE_OK {
+			mode = output.Cell{Text: word(d.GetState()), Color: output.Bad}
+		}
+	}
+	t.Row(node, r.name(), r.model(), r.memory(), "", "", "", mode, "", "", r.uuid(), joinInts(m.GetCtids()))
 }
 
 func majors(n *typev1.NodeDevices) string {

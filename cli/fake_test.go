@@ -217,8 +217,10 @@ func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest
 		gpus := answer.Nodes[0].Gpus
 		gpus[0].MigEnabled = true
 		gpus[0].MigDevices = []*typev1.MigDevice{
-			{Index: 0, Uuid: "MIG-5b1f4c8e-0000-0000-0000-000000000000", GpuInstanceId: 3, Profile: "1g.10gb", MemoryMib: proto.Int64(9856)},
-			{Index: 1, Uuid: "MIG-6c2e5d9f-0000-0000-0000-000000000000", GpuInstanceId: 4, Profile: "1g.10gb"},
+			{Index: 0, Uuid: "MIG-5b1f4c8e-0000-0000-0000-000000000000", GpuInstanceId: 3, Profile: "1g.10gb", MemoryMib: proto.Int64(9856),
+				Ctids: []int32{920}},
+			{Index: 1, Uuid: "MIG-6c2e5d9f-0000-0000-0000-000000000000", GpuInstanceId: 4, Profile: "1g.10gb",
+				DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia-caps/nvidia-cap39", Major: 237, Minor: 39, State: typev1.DeviceNodeState_DEVICE_NODE_STATE_MISSING}}},
 		}
 		gpus[0].Processes = []*typev1.GpuProcess{{Pid: 70, Ctid: 920, UsedMib: 1024}, {Pid: 71}}
 		gpus[2].Vms = []int32{300}

@@ -29,6 +29,7 @@ func TestOutput(t *testing.T) {
 		{"nodes", &fake{}, "nodes"},
 		{"nodes unreachable", &fake{unreachable: away}, "nodes"},
 		{"devices", &fake{}, "devices"},
+		{"devices divided", &fake{divided: true}, "devices"},
 		{"devices in colour", &fake{}, "devices --color always"},
 		{"gpus", &fake{divided: true, plain: true, unreachable: away}, "gpus"},
 		{"gpus unused in colour", &fake{divided: true, plain: true}, "gpus --unused --color always"},
