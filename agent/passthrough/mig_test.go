@@ -219,7 +219,9 @@ func TestProblemsOfMIG(t *testing.T) {
 	}{
 		{"right", user + control + nvidia1 + cap147 + cap150, []passthrough.GPU{mig2}, nil},
 		{"the GPU alone is the whole GPU", user + control + nvidia1, []passthrough.GPU{{Index: 0, UUID: "GPU-b", Minor: 1}}, []finding{{passthrough.MIGWhole, 0, false}}},
-		{"the folder is every MIG device", user + control + nvidia1 + caps, []passthrough.GPU{mig1, mig2, mig3}, nil},
+		{"the folder is every MIG device", user + control + nvidia1 + caps, []passthrough.GPU{mig1, mig2, mig3}, []finding{{passthrough.WildcardRule, 0, true}}},
+		{"the right to divide GPUs", user + control + nvidia1 + cap147 + cap150 + "dev0: /dev/nvidia-caps/nvidia-cap1,mode=0666\n",
+			[]passthrough.GPU{mig2}, []finding{{passthrough.WildcardRule, 0, true}}},
 		{"half of a MIG device", user + control + nvidia1 + cap147, nil, []finding{{passthrough.ControlDeviceNotGiven, 0, true}}},
 		{"without its GPU", user + control + cap147 + cap150, nil, []finding{{passthrough.ControlDeviceNotGiven, 0, true}, {passthrough.ControlDeviceNotGiven, 0, true}}},
 		{"one that went with a reconfiguration", user + control + nvidia1 + cap147 + cap150 + "lxc.mount.entry: /dev/nvidia-caps/nvidia-cap21 dev/nvidia-caps/nvidia-cap21 none bind,create=file\n",

@@ -28,7 +28,7 @@ const (
 	ControlDeviceNotGiven                 // a GPU is given, but not what every use of it needs
 	RuleMissing                           // a device that the device rules do not allow
 	MountMissing                          // a rule for a device that is not given
-	WildcardRule                          // a rule for every device of a major
+	WildcardRule                          // more is given than any assignment means: a rule for every device of a major, for example
 	DuplicateEntry                        // the same device twice
 	EntryInSnapshot                       // an entry in a snapshot section
 	EntryInPending                        // an entry in [pve:pending]
@@ -343,7 +343,7 @@ func (c *conf) folderProblems() []Problem {
 	return all
 }
 
-// partProblems are about devices that are given without those they are of no use without.
+// partProblems are about devices that are given without those they are of no use without, and those that nobody is given.
 func (c *conf) partProblems(p Passthrough) []Problem {
 	var all []Problem
 	given := c.allGiven().paths
@@ -359,7 +359,10 @@ func (c *conf) partProblems(p Passthrough) []Problem {
 		}
 	}
 	for _, n := range c.inv.Nodes {
+		comes := slices.ContainsFunc(p.Devices, func(d Device) bool { return d.Path == n.Path }) // with a folder too
 		switch {
+		case n.Use == Management && n.Present && comes:
+			all = append(all, Problem{WildcardRule, n.Path + " is given, the right to divide GPUs, watch them or manage a fabric, which no assignment means", 0, ""})
 		case n.Use == Instance && given[n.Path] && !whole[n.Path]:
 			missing("%s is given without the rest of a MIG device", n.Path)
 		case n.Use == Graphics && n.GPU >= 0 && given[n.Path] && len(p.GPUs) > 0 && !has[n.GPU]:

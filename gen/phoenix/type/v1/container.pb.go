@@ -164,7 +164,8 @@ const (
 	ProblemKind_PROBLEM_KIND_RULE_MISSING ProblemKind = 4
 	// A rule allows a device that is not mounted.
 	ProblemKind_PROBLEM_KIND_MOUNT_MISSING ProblemKind = 5
-	// A rule allows every device of a major, for example `c 195:* rwm`.
+	// More is given than any assignment means: a rule for every device of a major, `c 195:* rwm` for example, a folder with
+	// the devices of every card, the right to divide GPUs by MIG.
 	ProblemKind_PROBLEM_KIND_WILDCARD_RULE ProblemKind = 6
 	// The same device is given twice.
 	ProblemKind_PROBLEM_KIND_DUPLICATE_ENTRY ProblemKind = 7
