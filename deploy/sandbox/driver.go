@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"phoenix.internal/deploy/sandbox/nvidia"
 	"phoenix.internal/deploy/sandbox/runfile"
 	agentv1 "phoenix.internal/gen/phoenix/agent/v1"
 )
@@ -26,25 +27,30 @@ func (s *Sandbox) FetchDriver(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	if !n.Loaded("nvidia") {
+	host, err := nvidia.Tree{State: s.hardwareFile(node)}.Host() // as it is now
+	if err != nil {
+		return err
+	}
+	if !host.Loaded("nvidia") {
 		return nil
 	}
-	o := runfile.Options{Version: n.Driver}
-	for _, g := range n.GPUs {
+	version := host.Driver
+	o := runfile.Options{Version: version}
+	for _, g := range host.GPUs {
 		card := runfile.GPU{Minor: g.Minor, Model: g.Model, UUID: g.UUID}
 		for _, d := range g.MIG.Devices {
 			card.MIGDevices = append(card.MIGDevices, runfile.MIGDevice{Minor: g.CapabilityMinor(d), Profile: d.Profile, UUID: d.UUID})
 		}
 		o.GPUs = append(o.GPUs, card)
 	}
-	content, name := runfile.New(o), runfile.Name(n.Driver)
+	content, name := runfile.New(o), runfile.Name(version)
 	if err := writeFile(filepath.Join(s.NodeDir(node), "installers", name), string(content), 0o644); err != nil {
 		return err
 	}
 	if err := s.fetch(ctx, n, &agentv1.FetchInstallerRequest{
-		Version: n.Driver, Url: filepath.Join(installersDir, name), Sha256: fmt.Sprintf("%x", sha256.Sum256(content)),
+		Version: version, Url: filepath.Join(installersDir, name), Sha256: fmt.Sprintf("%x", sha256.Sum256(content)),
 	}); err != nil {
-		return fmt.Errorf("node %s: fetch the installer of driver %s: %w", node, n.Driver, err)
+		return fmt.Errorf("node %s: fetch the installer of driver %s: %w", node, version, err)
 	}
 	return nil
 }

@@ -69,8 +69,19 @@ func (s *Sandbox) Reboot(ctx context.Context, node string, o RebootOptions, out 
 	if o.Agent != "" && !o.NoAgent {
 		_, err := s.StartAgent(node, o.Agent)
 		step("start agent", err)
+		if err == nil && o.Driver != "" && s.Fleet != "" {
+			step("fetch driver "+o.Driver, s.fetchWhenServing(ctx, n))
+		}
 	}
 	return errors.Join(failed...)
+}
+
+// fetchWhenServing is FetchDriver for an agent that has just been started.
+func (s *Sandbox) fetchWhenServing(ctx context.Context, n *Node) error {
+	if err := s.AwaitServing(ctx, n.AgentAddress(), n.Name); err != nil {
+		return err
+	}
+	return s.FetchDriver(ctx, n.Name)
 }
 
 // agentProgram is the path of the program of the node's agent, "" if none runs.

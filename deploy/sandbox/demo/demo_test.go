@@ -15,6 +15,7 @@ func TestMain(m *testing.M) { os.Exit(sandboxtest.Main(m)) }
 // A demo is what a person gets who types `make demo`, but for the places.
 type demo struct {
 	program string
+	cli     string // phoenix-cli
 	dir     string
 	config  string
 	args    []string
@@ -27,7 +28,7 @@ func newDemo(t *testing.T, fleet string) *demo {
 		s.Program(name)
 	}
 	dir := t.TempDir()
-	d := &demo{program: s.Program("phoenix-sandbox"), dir: filepath.Join(dir, "sandbox"), config: filepath.Join(dir, "etc/cli.yaml")}
+	d := &demo{program: s.Program("phoenix-sandbox"), cli: s.Program("phoenix-cli"), dir: filepath.Join(dir, "sandbox"), config: filepath.Join(dir, "etc/cli.yaml")}
 	path := filepath.Join(dir, "fleet.json")
 	if err := os.WriteFile(path, []byte(fleet), 0o644); err != nil {
 		t.Fatal(err)
@@ -45,8 +46,8 @@ func (d *demo) run(command string, args ...string) (string, error) {
 func TestDemo(t *testing.T) {
 	// The sandbox has the driver of this version, and its nodes cannot reach this address.
 	d := newDemo(t, `{"nvidia_driver_version": "580.76.05", "nvidia_runfile_url": "https://us.download.nvidia.com/580.76.05.run", "lxc_configs": {
-		"901": {"name": "both", "unprivileged": true, "gpu_assignment": "0,1", "features": ["nvidia"]},
-		"902": {"name": "second", "gpu_assignment": "1", "passthrough_mode": "native", "clone_from_ctid": 901},
+		"901": {"name": "both", "unprivileged": true, "gpu_assignment": "0,1", "features": ["nvidia"], "start_at_boot": true},
+		"902": {"name": "second", "gpu_assignment": "1", "passthrough_mode": "native", "clone_from_ctid": 901, "start_at_boot": true},
 		"903": {"name": "none", "unprivileged": true, "gpu_assignment": "none", "features": ["base_setup"]}}}`)
 	for _, turn := range []string{"from nothing", "over one that is up"} {
 		out, err := d.run("demo", d.args...)
@@ -70,11 +71,14 @@ func TestDemo(t *testing.T) {
 			}
 		}
 	}
-	if _, err := os.Stat(d.config); err != nil {
-		t.Errorf("no configuration for phoenix-cli: %v", err)
+	if out, err := d.run("reboot", "pve1", "--driver", "590.10.01"); err != nil {
+		t.Fatalf("reboot: %v\n%s", err, out)
 	}
-	out, err := d.run("down")
-	if err != nil || !strings.HasSuffix(out, "nothing is left\n") {
+	out, err := exec.Command(d.cli, "--config", d.config, "apply").CombinedOutput()
+	if want := "driver 590.10.01 is installed, in the place of 580.76.05"; err != nil || strings.Count(string(out), want) != 2 {
+		t.Errorf("apply after a reboot with another driver does not say %q of two containers: %v\n%s", want, err, out)
+	}
+	if out, err := d.run("down"); err != nil || !strings.HasSuffix(out, "nothing is left\n") {
 		t.Errorf("down: %v\n%s", err, out)
 	}
 	if _, err := os.Stat(filepath.Dir(d.config)); err == nil {
