@@ -31,6 +31,7 @@ const healthInterval = 2 * time.Second
 func (s *Server) watchHealth(ctx context.Context) {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
+	seen := map[string]bool{} // GPUs; one that is gone from the bus is unfit
 	for {
 		err := s.node.Containers.Confs.Check()
 		for _, name := range []string{agentv1.ContainerService_ServiceDesc.ServiceName, agentv1.DeviceService_ServiceDesc.ServiceName} {
@@ -38,9 +39,13 @@ func (s *Server) watchHealth(ctx context.Context) {
 		}
 		if inv, err := s.node.Containers.GPUs.Scan(ctx); err == nil {
 			s.setHealth(driverHealth, inv.DriverVersion != "")
+			fit := map[string]bool{}
 			for _, g := range inv.GPUs {
-				fit := g.Served() && healthStateOf(s.node.Health.Errors(g.PCIAddress)) != typev1.GpuHealthState_GPU_HEALTH_STATE_FAULT
-				s.setHealth(gpuHealth+g.PCIAddress, fit)
+				seen[g.PCIAddress] = true
+				fit[g.PCIAddress] = g.Served() && healthStateOf(s.node.Health.Errors(g.PCIAddress)) != typev1.GpuHealthState_GPU_HEALTH_STATE_FAULT
+			}
+			for address := range seen {
+				s.setHealth(gpuHealth+address, fit[address])
 			}
 		}
 		select {

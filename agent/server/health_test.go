@@ -1,6 +1,8 @@
 package server_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -68,6 +70,32 @@ func TestGPUErrors(t *testing.T) {
 	_, err = devices.AcknowledgeGpuErrors(t.Context(), &agentv1.AcknowledgeGpuErrorsRequest{})
 	if got := reason(t, err); got != "INVALID_FIELD" {
 		t.Errorf("without an address: reason %s, want INVALID_FIELD", got)
+	}
+}
+
+// A card that was taken from the bus is not served from then on.
+func TestHealthOfAGPUThatIsGone(t *testing.T) {
+	n := newNode(t)
+	watch, err := healthv1.NewHealthClient(n.Dial(t)).Watch(t.Context(), &healthv1.HealthCheckRequest{Service: "gpu/0000:02:00.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for was := healthv1.HealthCheckResponse_UNKNOWN; ; {
+		resp, err := watch.Recv()
+		if err != nil {
+			t.Fatalf("%v; want NOT_SERVING after %v", err, was)
+		}
+		was = resp.GetStatus()
+		switch was {
+		case healthv1.HealthCheckResponse_SERVING:
+			for _, dir := range []string{"sys/bus/pci/devices/0000:02:00.0", "proc/driver/nvidia/gpus/0000:02:00.0"} {
+				if err := os.RemoveAll(filepath.Join(n.Dir, dir)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case healthv1.HealthCheckResponse_NOT_SERVING:
+			return
+		}
 	}
 }
 
