@@ -534,3 +534,42 @@ func TestNeverComplete(t *testing.T) {
 		}
 	})
 }
+
+// A runfile works as root, and can still do nothing to the node.
+func TestRunfileIsConfined(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	w, outside := newWorld(t), filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(outside, []byte("whole"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	script := `try() { if ("$@") >/dev/null 2>&1; then echo "$1 $2 worked"; fi; }
+write() { echo x >"$1"; }
+try write ` + outside + `
+try rm ` + outside + `
+try mv ` + outside + ` .
+try ln ` + outside + ` here
+try mkdir ` + outside + `.d
+try touch ` + outside + `.new
+try mknod disk b 8 0
+try mount -t tmpfs none .
+try write inside
+try mkdir inside.d
+try mv inside inside.d/moved
+sed -n 's/^Cap\(Prm\|Eff\|Bnd\):\t0*/\1 /p' /proc/self/status
+exit 3
+`
+	w.server.Put(runfile.Name(version), []byte(script))
+	_, err := w.fetch(t)
+	const want = "write inside worked\nmkdir inside.d worked\nmv inside worked\nPrm 1b\nEff 1b\nBnd 1b"
+	if !is[*driver.InvalidError](err) || !strings.Contains(err.Error(), "exit status 3: "+want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+	if b, err := os.ReadFile(outside); err != nil || string(b) != "whole" {
+		t.Errorf("the file of the node is %q, %v", b, err)
+	}
+	if got := names(t, filepath.Dir(outside)); !slices.Equal(got, []string{"file"}) {
+		t.Errorf("beside it: %q", got)
+	}
+}

@@ -60,20 +60,31 @@ func (c *Cache) unpack(ctx context.Context, e *Entry, f *flight) error {
 	return errors.Join(os.Remove(c.path(e.Version, partialName)), os.Remove(c.path(e.Version, metaName)))
 }
 
-// runfileExtract has a runfile extract itself. It gets no network, and nothing of it outlives this function or this
-// process: it is the first of a PID namespace of its own.
+// runfileExtract has a runfile extract itself. It gets no network, nothing to write to but the tree's directory, and of
+// root's power what unpacking needs; nothing of it outlives this function or this process: it is the first of a PID
+// namespace of its own.
 func runfileExtract(ctx context.Context, runfile, tree string) error {
+	ended := make(chan error)
+	go func() {
+		// Never unlocked: the thread, which is confined for ever, ends with this goroutine.
+		runtime.LockOSThread()
+		ended <- confinedExtract(ctx, runfile, tree)
+	}()
+	return <-ended
+}
+
+func confinedExtract(ctx context.Context, runfile, tree string) error {
 	ctx, cancel := context.WithTimeout(ctx, extractTimeout)
 	defer cancel()
-	// The child is killed when the thread that started it ends.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if err := confine(filepath.Dir(tree)); err != nil {
+		return fmt.Errorf("confine it: %w", err)
+	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", runfile, "--extract-only", "--target", tree)
 	cmd.Dir = filepath.Dir(tree)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/", "TMPDIR=" + cmd.Dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
-		Pdeathsig:  unix.SIGKILL,
+		Pdeathsig:  unix.SIGKILL, // sent when the thread ends that started it
 		Setsid:     true,
 	}
 	cmd.WaitDelay = 5 * time.Second
