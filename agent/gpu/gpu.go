@@ -30,9 +30,9 @@ type Scanner struct {
 	preparing sync.Mutex // held by Prepare
 
 	mu       sync.Mutex
-	memory   *memory   // of the latest driver version and set of GPUs
-	migNames *migNames // of the latest division of GPUs
-	library  *library  // likewise, and of their MIG devices
+	memory   *smiAnswer[map[string]int64]       // of the latest driver version and set of GPUs
+	migNames *smiAnswer[map[string][]MIGDevice] // of the latest division of GPUs
+	library  *library                           // likewise, and of their MIG devices
 }
 
 // An Inventory is what a node has of GPUs at one moment.

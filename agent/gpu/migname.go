@@ -4,25 +4,14 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
-// migNames is the answer of nvidia-smi about one division of GPUs.
-type migNames struct {
-	key    string
-	waited context.Context // done when nobody waits for the answer any more
-	done   chan struct{}   // closed when names is set
-	names  map[string][]MIGDevice
-}
-
 // addMIGNames adds what only NVIDIA's library knows of MIG devices, the UUIDs first of all, as nvidia-smi tells it: for a
-// node where the library itself was not asked. It is asked once for each division. As for the memory a scan goes on
-// without.
+// node where the library itself was not asked. It is asked once for each division.
 func (s *Scanner) addMIGNames(ctx context.Context, inv *Inventory) {
 	key := inv.key()
 	unnamed := false
@@ -32,33 +21,12 @@ func (s *Scanner) addMIGNames(ctx context.Context, inv *Inventory) {
 			unnamed = unnamed || m.UUID == ""
 		}
 	}
-	path := or(s.SMI, "/usr/bin/nvidia-smi")
-	if _, err := exec.LookPath(path); err != nil || !unnamed {
+	if !unnamed {
 		return
 	}
-	s.mu.Lock()
-	m := s.migNames
-	if m == nil || m.key != key {
-		m = &migNames{key: key, done: make(chan struct{})}
-		s.migNames = m
-		// The answer is for all later scans, so it does not end with this one.
-		var cancel context.CancelFunc
-		m.waited, cancel = context.WithTimeout(context.WithoutCancel(ctx), smiTimeout)
-		go m.query(path, cancel)
-	}
-	s.mu.Unlock()
-
-	select {
-	case <-m.done:
-	case <-m.waited.Done():
-	case <-ctx.Done():
-	}
-	select {
-	case <-m.done:
-		for i := range inv.GPUs {
-			inv.GPUs[i].name(m.names[inv.GPUs[i].UUID])
-		}
-	default:
+	names := askSMI(ctx, s, &s.migNames, key, askMIGNames)
+	for i := range inv.GPUs {
+		inv.GPUs[i].name(names[inv.GPUs[i].UUID])
 	}
 }
 
@@ -75,31 +43,19 @@ func (g *GPU) name(told []MIGDevice) {
 	}
 }
 
-// query asks nvidia-smi twice: the list has the UUIDs and the profiles by the numbers of the MIG devices, the long answer
-// the instances by these numbers.
-func (m *migNames) query(path string, cancel context.CancelFunc) {
-	defer cancel()
-	defer close(m.done)
-	list, err := m.ask(path, "-L")
+// askMIGNames asks nvidia-smi twice: the list has the UUIDs and the profiles by the numbers of the MIG devices, the long
+// answer the instances by these numbers. The names are by the UUID of the GPU.
+func askMIGNames(smi smi) map[string][]MIGDevice {
+	const most = 4 << 20
+	list, err := smi.output(most, "-L")
 	if err != nil {
-		return
+		return nil
 	}
-	long, err := m.ask(path, "-q", "-x")
+	long, err := smi.output(most, "-q", "-x")
 	if err != nil {
-		return
+		return nil
 	}
-	m.names = joinMIG(parseList(list), parseInstances(long))
-}
-
-func (m *migNames) ask(path string, args ...string) ([]byte, error) {
-	out := &limited{max: 4 << 20}
-	cmd := exec.CommandContext(m.waited, path, args...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
-	cmd.Dir = "/"
-	cmd.Stdout = out
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	return out.b, err
+	return joinMIG(parseList(list), parseInstances(long))
 }
 
 // joinMIG puts both together by the GPU's UUID and the number of the MIG device, and leaves out what only one has.
