@@ -265,7 +265,7 @@ func InventoryOf(gpus *gpu.Inventory) passthrough.Inventory {
 			}
 			seen[n.Path] = true
 			inv.Nodes = append(inv.Nodes, passthrough.Node{
-				Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: minor, Needed: Needed(n.Path), Use: use,
+				Path: n.Path, Major: n.Major, Minor: n.Minor, Present: n.State == gpu.OK, GPU: minor, Needed: needed(n.Path), Use: use,
 			})
 		}
 	}
@@ -361,8 +361,8 @@ func instanceOf(inv passthrough.Inventory, path string) *gpu.Instance {
 	return nil
 }
 
-// Needed says whether every use of a GPU needs this shared device: CUDA needs nvidia-uvm and its tools, everything needs
+// needed says whether every use of a GPU needs this shared device: CUDA needs nvidia-uvm and its tools, everything needs
 // nvidiactl; nvidia-modeset is for graphics only.
-func Needed(path string) bool {
+func needed(path string) bool {
 	return path == "/dev/nvidiactl" || path == "/dev/nvidia-uvm" || path == "/dev/nvidia-uvm-tools"
 }

@@ -140,7 +140,7 @@ func (s *Scanner) addMIG(inv *Inventory) {
 			}})
 		}
 		if g.MIGEnabled {
-			g.from(FromProc, "mig_enabled", "mig_devices")
+			g.from(fromProc, "mig_enabled", "mig_devices")
 		}
 	}
 }

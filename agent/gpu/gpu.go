@@ -92,10 +92,10 @@ type Process struct {
 
 // The sources of values.
 const (
-	FromNVML  = "nvml"
-	FromProc  = "proc"
-	FromSysfs = "sysfs"
-	FromSMI   = "nvidia-smi"
+	fromNVML  = "nvml"
+	fromProc  = "proc"
+	fromSysfs = "sysfs"
+	fromSMI   = "nvidia-smi"
 )
 
 // NVIDIA is the driver under which a container can use a GPU, and None stands for no driver.
@@ -196,7 +196,7 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		gpu := byAddress[address]
 		if gpu == nil {
 			gpu = &GPU{PCIAddress: address, Minor: -1, Driver: NVIDIA, NUMANode: -1}
-			gpu.from(FromProc, "pci_address", "driver")
+			gpu.from(fromProc, "pci_address", "driver")
 			byAddress[address] = gpu
 		}
 		b, err := readIfExists(filepath.Join(known, name, "information"))
@@ -208,7 +208,7 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		gpu.Model, gpu.UUID, gpu.Minor = info.model, info.uuid, info.minor
 		for field, known := range map[string]bool{"model": info.model != "", "uuid": info.uuid != "", "minor": info.minor >= 0} {
 			if known {
-				gpu.from(FromProc, field)
+				gpu.from(fromProc, field)
 			}
 		}
 		excluded[address] = info.excluded
@@ -226,7 +226,7 @@ func (s *Scanner) addGPUs(inv *Inventory) error {
 		if gpu.Driver == NVIDIA && !excluded[gpu.PCIAddress] {
 			gpu.Index = index
 			index++
-			gpu.from(FromProc, "index")
+			gpu.from(fromProc, "index")
 		}
 		if excluded[gpu.PCIAddress] {
 			inv.Problems = append(inv.Problems, fmt.Sprintf("GPU %s is excluded from use by the driver's parameter NVreg_ExcludedGpus.", gpu.PCIAddress))
@@ -255,13 +255,13 @@ func isGPU(dir string) bool {
 
 func readPCI(dir, address string) *GPU {
 	gpu := &GPU{PCIAddress: address, Minor: -1, Driver: None, NUMANode: -1}
-	gpu.from(FromSysfs, "pci_address", "driver")
+	gpu.from(fromSysfs, "pci_address", "driver")
 	if link, err := os.Readlink(filepath.Join(dir, "driver")); err == nil {
 		gpu.Driver = filepath.Base(link)
 	}
 	if node, err := strconv.Atoi(readLine(dir, "numa_node")); err == nil && node >= 0 {
 		gpu.NUMANode = node
-		gpu.from(FromSysfs, "numa_node")
+		gpu.from(fromSysfs, "numa_node")
 	}
 	return gpu
 }

@@ -32,7 +32,7 @@ func (s *Scanner) addGraphics(inv *Inventory) {
 		}
 		slices.SortFunc(g.Graphics, func(a, b DeviceNode) int { return cmp.Compare(a.Path, b.Path) })
 		if len(g.Graphics) > 0 {
-			g.from(FromSysfs, "graphics_nodes")
+			g.from(fromSysfs, "graphics_nodes")
 		}
 	}
 }

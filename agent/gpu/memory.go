@@ -18,7 +18,7 @@ func (s *Scanner) addMemory(ctx context.Context, inv *Inventory) {
 	for i := range inv.GPUs {
 		if size, ok := sizes[inv.GPUs[i].PCIAddress]; ok {
 			inv.GPUs[i].MemoryMiB = size
-			inv.GPUs[i].from(FromSMI, "memory_mib")
+			inv.GPUs[i].from(fromSMI, "memory_mib")
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (g *GPU) name(told []MIGDevice) {
 			continue
 		}
 		m.Index, m.UUID, m.Profile = told[j].Index, told[j].UUID, told[j].Profile
-		g.from(FromSMI, "mig_devices")
+		g.from(fromSMI, "mig_devices")
 	}
 }
 

@@ -164,19 +164,19 @@ func recovery(action int) string {
 func (g *GPU) add(told *nvml.GPU, fresh bool) {
 	if g.UUID == "" && told.UUID != "" {
 		g.UUID = told.UUID
-		g.from(FromNVML, "uuid")
+		g.from(fromNVML, "uuid")
 	}
 	if g.Model == "" && told.Name != "" {
 		g.Model = told.Name
-		g.from(FromNVML, "model")
+		g.from(fromNVML, "model")
 	}
 	if told.MemoryMiB > 0 {
 		g.MemoryMiB = told.MemoryMiB
-		g.from(FromNVML, "memory_mib")
+		g.from(fromNVML, "memory_mib")
 	}
 	if len(told.NVLinkPeers) > 0 {
 		g.NVLinkPeers = slices.Clone(told.NVLinkPeers)
-		g.from(FromNVML, "nvlink_peers")
+		g.from(fromNVML, "nvlink_peers")
 	}
 	if fresh && len(told.Processes) > 0 {
 		g.Processes = make([]Process, len(told.Processes))
@@ -186,11 +186,11 @@ func (g *GPU) add(told *nvml.GPU, fresh bool) {
 				g.Processes[i].UsedMiB = *p.UsedMiB
 			}
 		}
-		g.from(FromNVML, "processes")
+		g.from(fromNVML, "processes")
 	}
 	if told.MIG != nil && told.MIG.Current && !g.MIGEnabled {
 		g.MIGEnabled = true
-		g.from(FromNVML, "mig_enabled")
+		g.from(fromNVML, "mig_enabled")
 	}
 	for _, d := range told.MIGDevices {
 		g.addMIGDevice(d)
@@ -208,5 +208,5 @@ func (g *GPU) addMIGDevice(told nvml.MIGDevice) {
 	}
 	m := &g.MIG[i]
 	m.Index, m.UUID, m.Profile, m.MemoryMiB = told.Index, told.UUID, told.Profile, told.MemoryMiB
-	g.from(FromNVML, "mig_devices")
+	g.from(fromNVML, "mig_devices")
 }

@@ -126,7 +126,7 @@ func driverOf(name string) typev1.GpuDriver {
 		return typev1.GpuDriver_GPU_DRIVER_VFIO_PCI
 	case "nouveau":
 		return typev1.GpuDriver_GPU_DRIVER_NOUVEAU
-	case "none", "":
+	case gpu.None:
 		return typev1.GpuDriver_GPU_DRIVER_NONE
 	}
 	return typev1.GpuDriver_GPU_DRIVER_OTHER

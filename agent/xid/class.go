@@ -85,7 +85,7 @@ var catalogue = func() map[int]Class {
 		// 92: many corrected memory errors. 109: NVIDIA's device plugin ignores it, its catalogue wants a reset.
 		Watch:  {92, 109},
 		Reset:  {46, 48, 62, 64, 95, 110, 119, 120, 136, 140, 143, 154, 155, 156, 158, 171, 172},
-		Reboot: {FallenOffBus},
+		Reboot: {fallenOffBus},
 		Support: {
 			54, 74, 78, 142, 144, 145, 146, 147, 148, 149, 150, 151, 159, 167, 168, 173, 175,
 		},

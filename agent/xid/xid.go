@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// FallenOffBus is the XID of a GPU that does not answer on the bus any more.
-const FallenOffBus = 79
+// fallenOffBus is the XID of a GPU that does not answer on the bus any more.
+const fallenOffBus = 79
 
 // An Event is one error that the driver reported.
 type Event struct {
@@ -43,7 +43,7 @@ func Parse(message string) (Event, bool) {
 	m := line.FindStringSubmatch(message)
 	if m == nil {
 		if m := lost.FindStringSubmatch(message); m != nil {
-			return Event{PCIAddress: address(m[1]), Code: FallenOffBus, GPUInstance: -1, ComputeInstance: -1, Text: message}, true
+			return Event{PCIAddress: address(m[1]), Code: fallenOffBus, GPUInstance: -1, ComputeInstance: -1, Text: message}, true
 		}
 		return Event{}, false
 	}
