@@ -116,7 +116,7 @@ func (c *Cache) await(ctx context.Context, r Request, src source, prefix string,
 			return Entry{}, false, context.Cause(ctx)
 		case <-f.done:
 			if f.err == nil && r.SHA256 != "" && f.entry.SHA256 != r.SHA256 {
-				return Entry{}, false, &ChecksumError{Version: r.Version, Want: r.SHA256, Got: f.entry.SHA256}
+				return Entry{}, false, &ChecksumError{Version: r.Version, Want: r.SHA256, Got: f.entry.SHA256, Cached: c.path(r.Version)}
 			}
 			return f.entry, f.err != nil && (f.broken || f.request != r), f.err
 		case <-moved:

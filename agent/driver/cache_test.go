@@ -97,7 +97,7 @@ func TestFetch(t *testing.T) {
 		t.Errorf("a version that is there was asked for again: %q", asked)
 	}
 	_, err = w.Fetch(t.Context(), driver.Request{Version: version, URL: w.url, SHA256: strings.Repeat("0", 64)}, nil)
-	if e, ok := errors.AsType[*driver.ChecksumError](err); !ok || e.Got != w.sum {
+	if e, ok := errors.AsType[*driver.ChecksumError](err); !ok || e.Got != w.sum || !strings.HasSuffix(e.Error(), "to fetch another, remove "+w.Dir+"/"+version+" on the node") {
 		t.Errorf("another checksum than that of the cached one: %v", err)
 	}
 }

@@ -61,9 +61,14 @@ func (e *FetchError) Unwrap() error { return e.Err }
 type ChecksumError struct {
 	Version   string
 	Want, Got string // SHA-256 in lower-case hex
+	Cached    string // directory of the one that is in the cache; empty: it was being fetched, and nothing of it is left
 }
 
 func (e *ChecksumError) Error() string {
+	if e.Cached != "" {
+		return fmt.Sprintf("installer of %s in the node's cache has the SHA-256 %s, and should have %s; to fetch another, remove %s on the node",
+			e.Version, e.Got, e.Want, e.Cached)
+	}
 	return fmt.Sprintf("installer of %s has the SHA-256 %s, and should have %s", e.Version, e.Got, e.Want)
 }
 
