@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -173,7 +174,7 @@ func (c *Client) ready(driver string) (*helper, error) {
 	c.mu.Lock()
 	old := c.helper
 	c.mu.Unlock()
-	if old != nil && old.driver == driver && old.alive() {
+	if old != nil && old.driver == driver && !old.killed.Load() && old.alive() {
 		return old, nil
 	}
 	if old != nil && !old.kill() {
@@ -262,6 +263,7 @@ type helper struct {
 	in, out *os.File      // our ends of its standard input and output
 	gone    chan struct{} // closed when it has ended
 	state   *os.ProcessState
+	killed  atomic.Bool // it may still be there
 }
 
 // launch starts a helper with nothing of ours: no variables, no descriptors but its input and output.
@@ -404,6 +406,7 @@ func (h *helper) alive() bool {
 
 // kill ends the process and says whether it is gone. It may be called again.
 func (h *helper) kill() bool {
+	h.killed.Store(true)
 	h.process.Kill()
 	h.in.Close()
 	h.out.Close()

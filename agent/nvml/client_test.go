@@ -464,3 +464,17 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Beside a helper that cannot be killed no other is started.
+func TestHelperThatDoesNotDie(t *testing.T) {
+	cmd := exec.Command("/bin/true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	c := &nvml.Client{Program: "/bin/true"}
+	c.Undying(driver, cmd.Process)
+	const want = "phoenix-nvml does not answer: it cannot even be killed"
+	if _, err := c.Scan(t.Context(), driver); !errors.Is(err, nvml.ErrHung) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
