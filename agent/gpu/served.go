@@ -1,10 +1,22 @@
 package gpu
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
+
+// Look returns what /proc, /sys and /dev tell: as Scan, but it starts nothing and wakes no GPU, so it may be called often.
+func (s *Scanner) Look(ctx context.Context) (*Inventory, error) {
+	inv, err := s.scan(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look at GPUs: %w", err)
+	}
+	return inv, nil
+}
 
 // Served lists the PCI addresses of the GPUs that the nvidia driver serves now.
 func (s *Scanner) Served(ctx context.Context) ([]string, error) {
-	inv, err := s.scan(ctx)
+	inv, err := s.Look(ctx)
 	if err != nil {
 		return nil, err
 	}

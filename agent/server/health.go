@@ -37,7 +37,7 @@ func (s *Server) watchHealth(ctx context.Context) {
 		for _, name := range []string{agentv1.ContainerService_ServiceDesc.ServiceName, agentv1.DeviceService_ServiceDesc.ServiceName} {
 			s.setHealth(name, err == nil || errors.Is(err, confstore.ErrNoQuorum))
 		}
-		if inv, err := s.node.Containers.GPUs.Scan(ctx); err == nil {
+		if inv, err := s.node.Containers.GPUs.Look(ctx); err == nil {
 			s.setHealth(driverHealth, inv.DriverVersion != "")
 			fit := map[string]bool{}
 			for _, g := range inv.GPUs {
