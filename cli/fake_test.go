@@ -192,7 +192,7 @@ func (f *fake) ListDevices(_ context.Context, r *controllerv1.ListDevicesRequest
 				{Index: 0, Uuid: "GPU-7a1b", PciAddress: "0000:01:00.0", Minor: proto.Int32(1), Model: "NVIDIA GeForce RTX 5060 Ti",
 					MemoryMib: proto.Int64(16311), Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA, NumaNode: 0, Ctids: []int32{901, 910},
 					DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia1", Major: 195, Minor: 1, Mode: 0o666, State: ok}},
-					Health: &typev1.GpuHealth{State: typev1.GpuHealthState_GPU_HEALTH_STATE_OK}},
+					Health:      &typev1.GpuHealth{State: typev1.GpuHealthState_GPU_HEALTH_STATE_OK}},
 				{Index: 1, Uuid: "GPU-9c2d", PciAddress: "0000:41:00.0", Minor: proto.Int32(0), Model: "NVIDIA GeForce RTX 5060 Ti",
 					Driver: typev1.GpuDriver_GPU_DRIVER_NVIDIA, NumaNode: 1, Ctids: []int32{901},
 					DeviceNodes: []*typev1.DeviceNode{{Path: "/dev/nvidia0", Major: 195, Minor: 0, Mode: 0o666,
