@@ -42,7 +42,7 @@ var mayImport = map[string][]string{
 	"agent/attach":           {},
 	"agent/statefile":        {},
 	"agent/xid":              {},
-	"agent/health":           {"agent/statefile", "agent/xid"},
+	"agent/health":           {"agent/lxcmon", "agent/statefile", "agent/xid"},
 	"agent/probe":            {"agent/attach"},
 	"agent/transfer":         {"agent/attach"},
 	"agent/driver":           {"agent/attach", "agent/ctlock"},

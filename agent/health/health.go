@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/statefile"
 	"phoenix.internal/agent/xid"
 )
@@ -217,25 +218,7 @@ func (m *Monitor) containerOf(pid int) int32 {
 	if err != nil {
 		return 0
 	}
-	return CTIDOf(string(b))
-}
-
-// CTIDOf returns the container that the content of a /proc/PID/cgroup names; 0: none. LXC's group is lxc/CTID, or
-// lxc.payload.CTID.
-func CTIDOf(cgroup string) int32 {
-	for line := range strings.Lines(cgroup) {
-		parts := strings.Split(strings.TrimSpace(line), "/")
-		for i, part := range parts {
-			name, ok := strings.CutPrefix(part, "lxc.payload.")
-			if !ok && i > 0 && parts[i-1] == "lxc" {
-				name, ok = part, true
-			}
-			if n, err := strconv.ParseInt(name, 10, 32); ok && err == nil && n >= 100 {
-				return int32(n)
-			}
-		}
-	}
-	return 0
+	return lxcmon.ContainerOf(b)
 }
 
 // lookForReset clears what is known about GPUs that were gone and are back: the driver initialises a GPU when it takes

@@ -345,21 +345,3 @@ func (w failOnWrite) Write(b []byte) (int, error) {
 	w.t.Errorf("logged: %s", b)
 	return len(b), nil
 }
-
-func TestCTIDOf(t *testing.T) {
-	for cgroup, want := range map[string]int32{
-		"0::/lxc/901/ns/init.scope\n":                     901,
-		"0::/lxc/901\n":                                   901,
-		"0::/lxc.payload.104/system.slice\n":              104,
-		"12:devices:/lxc/905/ns\n0::/\n":                  905,
-		"0::/system.slice/phoenix-agent.service\n":        0,
-		"0::/lxc/99/ns\n":                                 0,
-		"0::/lxc/name/ns\n":                               0,
-		"0::/user.slice/lxc.payload.x/lxc/2147483648/a\n": 0,
-		"": 0,
-	} {
-		if got := health.CTIDOf(cgroup); got != want {
-			t.Errorf("CTIDOf(%q) = %d, want %d", cgroup, got, want)
-		}
-	}
-}

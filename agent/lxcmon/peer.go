@@ -13,7 +13,7 @@ import (
 // lxcCgroup finds the parts of a path that LXC makes: for a container's processes lxc/CTID, as Proxmox sets it, or
 // lxc.payload.CTID, LXC's own default, with "-1" and so on behind it if a leftover has that name; for its monitor
 // lxc.monitor/CTID or lxc.monitor.CTID.
-var lxcCgroup = regexp.MustCompile(`/lxc(?:\.(payload|monitor))?[./][0-9]+(?:-[0-9]+)?(?:/|$)`)
+var lxcCgroup = regexp.MustCompile(`/lxc(?:\.(payload|monitor))?[./]([0-9]+)(?:-[0-9]+)?(?:/|$)`)
 
 // inPayload says whether /proc/PID/cgroup shows a process of a container in any hierarchy. The last part that LXC made
 // counts, so that it works in a container too.
@@ -29,6 +29,19 @@ func inPayload(cgroups []byte) bool {
 		}
 	}
 	return false
+}
+
+// ContainerOf returns the CTID of the container whose process /proc/PID/cgroup shows; 0 if it is in none. The first part
+// that LXC made counts: what is below that is the container's own making.
+func ContainerOf(cgroups []byte) int32 {
+	for line := range strings.Lines(string(cgroups)) {
+		for _, part := range lxcCgroup.FindAllStringSubmatch(strings.TrimSuffix(line, "\n"), -1) {
+			if ctid, err := strconv.ParseInt(part[2], 10, 32); part[1] != "monitor" && err == nil && ctid >= 100 {
+				return int32(ctid)
+			}
+		}
+	}
+	return 0
 }
 
 // unified returns the path in cgroup2, else the last there is.

@@ -91,3 +91,25 @@ func TestListenerInAContainer(t *testing.T) {
 		t.Errorf("the other process got a request, or %v", err)
 	}
 }
+
+// The container may make any group below its own.
+func TestContainerOf(t *testing.T) {
+	for cgroup, want := range map[string]int32{
+		"0::/lxc/901/ns/init.scope\n":                     901,
+		"0::/lxc/901\n":                                   901,
+		"0::/lxc.payload.104/system.slice\n":              104,
+		"0::/lxc.payload.104-1/system.slice\n":            104,
+		"0::/lxc.monitor.104\n":                           0,
+		"0::/lxc/901/ns/lxc/105/init.scope\n":             901,
+		"12:devices:/lxc/905/ns\n0::/\n":                  905,
+		"0::/system.slice/phoenix-agent.service\n":        0,
+		"0::/lxc/99/ns\n":                                 0,
+		"0::/lxc/name/ns\n":                               0,
+		"0::/user.slice/lxc.payload.x/lxc/2147483648/a\n": 0,
+		"": 0,
+	} {
+		if got := lxcmon.ContainerOf([]byte(cgroup)); got != want {
+			t.Errorf("ContainerOf(%q) = %d, want %d", cgroup, got, want)
+		}
+	}
+}

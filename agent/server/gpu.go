@@ -11,7 +11,7 @@ import (
 
 	"phoenix.internal/agent/container"
 	"phoenix.internal/agent/gpu"
-	"phoenix.internal/agent/health"
+	"phoenix.internal/agent/lxcmon"
 	"phoenix.internal/agent/passthrough"
 	typev1 "phoenix.internal/gen/phoenix/type/v1"
 )
@@ -115,7 +115,7 @@ func ctidOf(pid int) int32 {
 	if err != nil {
 		return 0
 	}
-	return health.CTIDOf(string(b))
+	return lxcmon.ContainerOf(b)
 }
 
 func driverOf(name string) typev1.GpuDriver {
