@@ -98,3 +98,18 @@ func seal(from *os.File) (*os.File, error) {
 	}
 	return to, nil
 }
+
+// Begin is what each helper does first in a container, where it is this program with argument and args, which must be none.
+// A status other than 0 is to be returned at once; why is on stderr.
+func Begin(argument string, args []string) (status int) {
+	// The container's root may trace processes of its namespaces.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "prctl:", err)
+		return 1
+	}
+	if len(args) != 0 {
+		fmt.Fprintln(os.Stderr, "usage:", argument)
+		return 2
+	}
+	return 0
+}

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"phoenix.internal/agent/attach"
 )
 
 // Argument is the first argument with which the agent's binary is the process in the container; see [Main].
@@ -67,14 +69,8 @@ const maxOutput = 2 << 10
 // Main is that process. The agent's main calls it, before anything else, when its first argument is [Argument]. It runs
 // as root of a container and returns the exit status.
 func Main(args []string) int {
-	// The container's root may trace processes of its namespaces.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, "prctl:", err)
-		return 1
-	}
-	if len(args) != 0 {
-		fmt.Fprintln(os.Stderr, "usage:", Argument)
-		return 2
+	if status := attach.Begin(Argument, args); status != 0 {
+		return status
 	}
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP) // what is begun is cleaned up when nobody listens any more
 	h := &helper{in: bufio.NewReaderSize(os.Stdin, 64<<10), out: json.NewEncoder(os.Stdout)}

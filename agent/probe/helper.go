@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"phoenix.internal/agent/attach"
 )
 
 // openTimeout bounds the open of one device. The driver of a broken GPU may never return.
@@ -18,14 +20,8 @@ const openTimeout = 2 * time.Second
 // argument is [Argument]; args are those after it. It runs as root of a container: it reads the
 // devices from stdin, writes the results to stdout and returns the exit status.
 func Main(args []string) int {
-	// The container's root may trace processes of its namespaces.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, "prctl:", err)
-		return 1
-	}
-	if len(args) != 0 {
-		fmt.Fprintln(os.Stderr, "usage:", Argument)
-		return 2
+	if status := attach.Begin(Argument, args); status != 0 {
+		return status
 	}
 	var devices []Device
 	if err := json.NewDecoder(io.LimitReader(os.Stdin, maxAnswer)).Decode(&devices); err != nil {

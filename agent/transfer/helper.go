@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"phoenix.internal/agent/attach"
 )
 
 // A helper is the process in the container.
@@ -22,14 +24,8 @@ type helper struct {
 // Main is that process. The agent's main calls it, before anything else, when its first argument is [Argument]. It runs
 // as root of a container, reads frames from stdin, writes frames to stdout and returns the exit status.
 func Main(args []string) int {
-	// The container's root may trace processes of its namespaces.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, "prctl:", err)
-		return 1
-	}
-	if len(args) != 0 {
-		fmt.Fprintln(os.Stderr, "usage:", Argument)
-		return 2
+	if status := attach.Begin(Argument, args); status != 0 {
+		return status
 	}
 	h := &helper{in: frameReader{r: os.Stdin}, out: frameWriter{w: os.Stdout}}
 	err := h.serve()
