@@ -17,6 +17,7 @@ import (
 type Verdict struct {
 	Problems   []string // sentences; none: all is well
 	SMIVersion string   // that nvidia-smi reports; empty: none
+	SMIError   string   // the problem that is with nvidia-smi itself; empty: none
 	UUIDs      []string // of GPUs and MIG devices that nvidia-smi lists, sorted; not of a GPU whose MIG devices it lists
 	Missing    []string // expected and not listed
 	Unexpected []string // listed and not expected
@@ -51,6 +52,10 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 	}
 	var v Verdict
 	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
+	smiProblem := func(format string, args ...any) {
+		v.SMIError = fmt.Sprintf(format, args...)
+		v.Problems = append(v.Problems, v.SMIError)
+	}
 	switch {
 	case s.Kind == Absent:
 		problem("the container has no driver libraries")
@@ -65,7 +70,7 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 	}
 	v.UUIDs = listedUUIDs(list)
 	if why != "" && len(v.UUIDs)+len(expected) > 0 { // without a GPU it has reason to fail
-		problem("nvidia-smi -L: %s", why)
+		smiProblem("nvidia-smi -L: %s", why)
 	}
 	v.Missing, v.Unexpected = without(expected, v.UUIDs), without(v.UUIDs, expected)
 	if len(v.Missing) > 0 {
@@ -94,9 +99,9 @@ func (i *Installer) Verify(ctx context.Context, ctid int32, version string, expe
 		v.SMIVersion = first
 	}
 	if why != "" {
-		problem("nvidia-smi --query-gpu: %s", why)
+		smiProblem("nvidia-smi --query-gpu: %s", why)
 	} else if v.SMIVersion != version {
-		problem("nvidia-smi reports the version %q, and the node's loaded module is %s", v.SMIVersion, version)
+		smiProblem("nvidia-smi reports the version %q, and the node's loaded module is %s", v.SMIVersion, version)
 	}
 	return v, nil
 }

@@ -279,7 +279,7 @@ func installerOf(e driver.Entry) *typev1.Installer {
 
 func driverCheckOf(ctid int32, v driver.Verdict) *typev1.DriverCheck {
 	out := &typev1.DriverCheck{
-		Ctid: ctid, Ok: len(v.Problems) == 0, SmiVersion: v.SMIVersion,
+		Ctid: ctid, Ok: len(v.Problems) == 0, SmiVersion: v.SMIVersion, SmiError: v.SMIError,
 		Uuids: v.UUIDs, MissingUuids: v.Missing, UnexpectedUuids: v.Unexpected, CudaResult: v.CUDAResult,
 		Cuda: map[driver.CUDACheck]typev1.CudaCheck{
 			driver.CUDANoLibrary: typev1.CudaCheck_CUDA_CHECK_NO_LIBRARY, driver.CUDANotRun: typev1.CudaCheck_CUDA_CHECK_NOT_RUN,

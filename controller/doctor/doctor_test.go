@@ -337,7 +337,7 @@ var faults = []struct {
 		doctor.Incomplete, doctor.UserSpace, doctor.Fatal, "libcuda.so.1", "phoenix-cli apply 901"},
 
 	{"nvidia-smi fails", func(f *doctor.Facts) {
-		f.Check = &doctor.DriverCheck{Problems: []string{"nvidia-smi -L: status 9: no driver"}}
+		f.Check = &doctor.DriverCheck{SMIError: "nvidia-smi -L: status 9: no driver"}
 	},
 		doctor.SMIFails, doctor.SMI, doctor.Fatal, "status 9", "--verify"},
 	{"nvidia-smi misses it", func(f *doctor.Facts) { f.Check.UUIDs, f.Check.Missing = nil, []string{"GPU-b"} },

@@ -195,7 +195,7 @@ type DriverCheck struct {
 	Err                        string
 	Version                    string // that nvidia-smi reports
 	UUIDs, Missing, Unexpected []string
-	Problems                   []string
+	SMIError                   string // what is wrong with nvidia-smi itself
 	CUDA                       string // "ran", "no library", "not run"
 	CUDAResult                 int
 }

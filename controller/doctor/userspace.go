@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -87,12 +86,9 @@ func (e *examination) smi() string {
 		return e.notExamined(c.Err)
 	}
 	proof := "nvidia-smi inside lists " + orNone(strings.Join(c.UUIDs, ", "))
-	failed := slices.IndexFunc(c.Problems, func(p string) bool {
-		return strings.HasPrefix(p, "nvidia-smi -") || strings.HasPrefix(p, "nvidia-smi reports")
-	})
 	switch {
-	case failed >= 0:
-		e.broken(SMIFails, c.Problems[failed], fmt.Sprintf("phoenix-cli exec %d -- nvidia-smi shows it; %s", e.CTID, e.installs()), "nvidia-smi does not work inside")
+	case c.SMIError != "":
+		e.broken(SMIFails, c.SMIError, fmt.Sprintf("phoenix-cli exec %d -- nvidia-smi shows it; %s", e.CTID, e.installs()), "nvidia-smi does not work inside")
 	case len(c.Missing) > 0:
 		e.broken(SMIMissing, proof, fmt.Sprintf("phoenix-cli probe %d; on %s: dmesg | grep NVRM", e.CTID, e.Node.Name), "nvidia-smi inside does not list %s", strings.Join(c.Missing, ", "))
 	case len(c.Unexpected) > 0:

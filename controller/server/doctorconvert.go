@@ -141,7 +141,7 @@ func doctorCheck(c *typev1.DriverCheck, err error) *doctor.DriverCheck {
 		return &doctor.DriverCheck{Err: err.Error()}
 	}
 	return &doctor.DriverCheck{
-		Version: c.GetSmiVersion(), UUIDs: c.GetUuids(), Missing: c.GetMissingUuids(), Unexpected: c.GetUnexpectedUuids(), Problems: c.GetProblems(),
+		Version: c.GetSmiVersion(), UUIDs: c.GetUuids(), Missing: c.GetMissingUuids(), Unexpected: c.GetUnexpectedUuids(), SMIError: c.GetSmiError(),
 		CUDA: doctorWord(c.GetCuda().String(), "CUDA_CHECK_"), CUDAResult: int(c.GetCudaResult()),
 	}
 }

@@ -649,7 +649,10 @@ type DriverCheck struct {
 	// Output only. How far CUDA was verified.
 	Cuda CudaCheck `protobuf:"varint,8,opt,name=cuda,proto3,enum=phoenix.type.v1.CudaCheck" json:"cuda,omitempty"`
 	// Output only. What cuInit returned, a CUresult; only if cuda is CUDA_CHECK_RAN.
-	CudaResult    int32 `protobuf:"varint,9,opt,name=cuda_result,json=cudaResult,proto3" json:"cuda_result,omitempty"`
+	CudaResult int32 `protobuf:"varint,9,opt,name=cuda_result,json=cudaResult,proto3" json:"cuda_result,omitempty"`
+	// Output only. What is wrong with nvidia-smi itself: it is not there, fails, or reports another version than the loaded
+	// module's. It is among the problems too. Empty if nothing is.
+	SmiError      string `protobuf:"bytes,10,opt,name=smi_error,json=smiError,proto3" json:"smi_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,6 +750,13 @@ func (x *DriverCheck) GetCudaResult() int32 {
 	return 0
 }
 
+func (x *DriverCheck) GetSmiError() string {
+	if x != nil {
+		return x.SmiError
+	}
+	return ""
+}
+
 var File_phoenix_type_v1_driver_proto protoreflect.FileDescriptor
 
 const file_phoenix_type_v1_driver_proto_rawDesc = "" +
@@ -784,7 +794,7 @@ const file_phoenix_type_v1_driver_proto_rawDesc = "" +
 	"\n" +
 	"done_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
-	"totalBytes\"\xa5\x02\n" +
+	"totalBytes\"\xc2\x02\n" +
 	"\vDriverCheck\x12\x12\n" +
 	"\x04ctid\x18\x01 \x01(\x05R\x04ctid\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x1a\n" +
@@ -796,7 +806,9 @@ const file_phoenix_type_v1_driver_proto_rawDesc = "" +
 	"\x10unexpected_uuids\x18\a \x03(\tR\x0funexpectedUuids\x12.\n" +
 	"\x04cuda\x18\b \x01(\x0e2\x1a.phoenix.type.v1.CudaCheckR\x04cuda\x12\x1f\n" +
 	"\vcuda_result\x18\t \x01(\x05R\n" +
-	"cudaResult*J\n" +
+	"cudaResult\x12\x1b\n" +
+	"\tsmi_error\x18\n" +
+	" \x01(\tR\bsmiError*J\n" +
 	"\x04Libc\x12\x14\n" +
 	"\x10LIBC_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLIBC_NONE\x10\x01\x12\x0e\n" +
