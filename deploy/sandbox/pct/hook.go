@@ -70,7 +70,7 @@ func (h *Host) preStart(ctid int32) error {
 		}
 	}
 	for _, tree := range []string{"lxc", "lxc.monitor"} {
-		removeCgroups(filepath.Join("/sys/fs/cgroup", tree, strconv.Itoa(int(ctid)), "ns"))
+		removeCgroups(filepath.Join("/sys/fs/cgroup", tree, strconv.Itoa(int(ctid))))
 	}
 	if err := os.Remove(rebootMarker(ctid)); err != nil && !notFound(err) {
 		return err
@@ -81,7 +81,8 @@ func (h *Host) preStart(ctid int32) error {
 	return writeHostname(ctid, conf)
 }
 
-// removeCgroups removes what a container that died left; a cgroup in use stays.
+// removeCgroups removes what a container that died left, and what a command in it kept LXC from removing: LXC starts no
+// container whose cgroup is there. One in use stays.
 func removeCgroups(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -117,6 +117,7 @@ func life(t *testing.T, n *sandboxtest.Node) {
 	}
 	expect(t, n, "shutdown 120 --timeout 10", "", "", 0)
 	expect(t, n, "status 120", "status: stopped\n", "", 0)
+	n.Must("mkdir", "-p", "/sys/fs/cgroup/lxc/120/ns") // as a command that outlived the container leaves it
 	expect(t, n, "start 120", "", "", 0)
 	expect(t, n, "reboot 120", "", "", 0)
 	expect(t, n, "stop 120", "", "", 0)

@@ -170,17 +170,17 @@ func (n *Node) ResetPctCalls() {
 	}
 }
 
-// Eventually waits until fn is true, at most five seconds, for what happens in processes that a test
+// Eventually waits until fn is true, at most 30 seconds, for what happens in processes that a test
 // cannot wait for.
 func Eventually(t testing.TB, what string, fn func() bool) {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !fn() {
 		select {
 		case <-deadline:
-			t.Fatalf("not within 5 s: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		case <-tick.C:
 		}
 	}
